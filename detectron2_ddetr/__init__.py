@@ -1,0 +1,24 @@
+"""Deformable DETR for detectron2. Importing it registers the meta-architecture `DeformableDETR`."""
+
+import importlib.util
+import warnings
+
+__version__ = "0.1.0"
+
+# `python -m detectron2_ddetr.toolbox` imports that module with the package and runs it once more.
+warnings.filterwarnings("ignore", message="'detectron2_ddetr.*' found in sys.modules")
+
+if importlib.util.find_spec("fvcore"):
+    from .plugin import *  # noqa: F401,F403
+
+
+def __getattr__(name: str):
+    """
+    With PyTorch alone, `detectron2_ddetr.modeling` can be imported, and any other public name
+    raises the error of the import that is missing.
+    """
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import plugin
+
+    return getattr(plugin, name)

@@ -1,0 +1,83 @@
+"""Registries of transformers and criteria, and their builders from a config."""
+
+from collections.abc import Sequence
+
+from fvcore.common.registry import Registry
+
+from .modeling import (
+    DeformableDETRHead,
+    DeformableTransformer,
+    FeatureProjector,
+    HungarianMatcher,
+    SetCriterion,
+    TwoStageDeformableTransformer,
+)
+from .toolbox import CfgNode
+
+DETR_TRANSFORMER_REGISTRY = Registry("DETR_TRANSFORMER")
+DETR_TRANSFORMER_REGISTRY.__doc__ = """
+Functions `(cfg) -> DeformableTransformer` or a subclass; MODEL.DEFORMABLE_DETR.TRANSFORMER names one.
+"""
+
+DETR_CRITERION_REGISTRY = Registry("DETR_CRITERION")
+DETR_CRITERION_REGISTRY.__doc__ = """
+Functions `(cfg) -> SetCriterion` or a subclass; MODEL.DEFORMABLE_DETR.CRITERION names one.
+"""
+
+
+def build_transformer(cfg: CfgNode) -> DeformableTransformer:
+    """The transformer that MODEL.DEFORMABLE_DETR.TRANSFORMER names."""
+    return DETR_TRANSFORMER_REGISTRY.get(cfg.MODEL.DEFORMABLE_DETR.TRANSFORMER)(cfg)
+
+
+def build_criterion(cfg: CfgNode) -> SetCriterion:
+    """The criterion that MODEL.DEFORMABLE_DETR.CRITERION names."""
+    return DETR_CRITERION_REGISTRY.get(cfg.MODEL.DEFORMABLE_DETR.CRITERION)(cfg)
+
+
+@DETR_TRANSFORMER_REGISTRY.register()
+def build_deformable_transformer(cfg: CfgNode) -> DeformableTransformer:
+    """One-stage or two-stage, as MODEL.DEFORMABLE_DETR.TWO_STAGE says."""
+    node = cfg.MODEL.DEFORMABLE_DETR
+    arguments = {
+        "d_model": node.HIDDEN_DIM,
+        "n_heads": node.NHEADS,
+        "num_encoder_layers": node.ENC_LAYERS,
+        "num_decoder_layers": node.DEC_LAYERS,
+        "dim_feedforward": node.DIM_FEEDFORWARD,
+        "dropout": node.DROPOUT,
+        "n_levels": node.NUM_FEATURE_LEVELS,
+        "enc_n_points": node.ENC_N_POINTS,
+        "dec_n_points": node.DEC_N_POINTS,
+    }
+    if node.TWO_STAGE:
+        return TwoStageDeformableTransformer(num_queries=node.NUM_QUERIES, **arguments)
+    return DeformableTransformer(**arguments)
+
+
+@DETR_CRITERION_REGISTRY.register()
+def build_set_criterion(cfg: CfgNode) -> SetCriterion:
+    """Focal, L1 and generalised IoU losses with Hungarian matching."""
+    node = cfg.MODEL.DEFORMABLE_DETR
+    return SetCriterion(
+        HungarianMatcher(node.COST_CLASS, node.COST_L1, node.COST_GIOU),
+        class_weight=node.CLASS_WEIGHT,
+        l1_weight=node.L1_WEIGHT,
+        giou_weight=node.GIOU_WEIGHT,
+        focal_alpha=node.FOCAL_ALPHA,
+    )
+
+
+def build_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
+    """
+    Args:
+        in_channels: channels of the backbone maps named by IN_FEATURES.
+    """
+    node = cfg.MODEL.DEFORMABLE_DETR
+    return DeformableDETRHead(
+        input_proj=FeatureProjector(list(in_channels), node.HIDDEN_DIM, node.NUM_FEATURE_LEVELS),
+        transformer=build_transformer(cfg),
+        num_classes=node.NUM_CLASSES,
+        num_queries=node.NUM_QUERIES,
+        with_box_refine=node.WITH_BOX_REFINE,
+    )

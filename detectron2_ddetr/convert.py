@@ -1,0 +1,172 @@
+"""
+State dicts of the official code and of torchvision -> state dicts of this package.
+
+``python -m detectron2_ddetr.convert official.pth converted.pth`` turns a published checkpoint
+into one that ``MODEL.WEIGHTS`` accepts.
+"""
+
+import argparse
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .checkpoint import REFINES, load_checkpoint_file, save_atomically
+from .modeling.two_stage import OBJECTNESS_CHANNEL
+
+logger = logging.getLogger(__name__)
+
+#: COCO's ids of its 80 detection classes, in the order of the contiguous class indices.
+COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+# Copies that the official modules register a second time under the decoder.
+_TIED = re.compile(r"^transformer\.decoder\.((?:bbox|class)_embed\..*)$")
+# Left behind by the FLOP counter that the authors ran on their models.
+_LEFTOVER = re.compile(r"(^|\.)total_(params|ops)$")
+_CLASS_HEAD = re.compile(r"^class_embed\.(\d+)\.(weight|bias)$")
+
+
+def torchvision_to_detectron2(key: str) -> str | None:
+    """The name in detectron2's ResNet of a torchvision ResNet key; None for what it lacks."""
+    if key.startswith("fc.") or key.endswith("num_batches_tracked"):
+        return None
+    key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
+    key = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", key)
+    key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    return re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
+
+
+def convert_torchvision_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a torchvision ResNet classifier -> those of `backbone`."""
+    names = {key: torchvision_to_detectron2(key) for key in state_dict}
+    return {f"backbone.{name}": state_dict[key] for key, name in names.items() if name}
+
+
+def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
+    """
+    What becomes of each key of an official state dict.
+
+    Returns:
+        (official key, our key or None, what it is) in the order of `keys`.
+
+    Raises:
+        ValueError: naming keys that are not of Deformable DETR.
+    """
+    plan, unknown = [], []
+    for key in keys:
+        if _LEFTOVER.search(key):
+            plan.append((key, None, "leftover of a FLOP counter, dropped"))
+        elif tied := _TIED.match(key):
+            plan.append((key, None, f"copy of {tied[1].split('.')[0]}, equal, dropped"))
+        elif key.startswith("backbone.0.body."):
+            name = torchvision_to_detectron2(key.removeprefix("backbone.0.body."))
+            what = "backbone" if name else "counter of a BatchNorm, dropped"
+            plan.append((key, name and f"backbone.{name}", what))
+        elif re.match(r"(transformer|class_embed|bbox_embed|query_embed|input_proj)\.", key):
+            plan.append((key, f"head.{key}", key.split(".")[0]))
+        else:
+            unknown.append(key)
+    if unknown or not any(name for _, name, _ in plan):
+        raise ValueError(
+            "not a state dict of the official Deformable DETR; "
+            f"{len(unknown)} unknown keys: {unknown[:5]}"
+        )
+    return plan
+
+
+def convert_official_state_dict(
+    state_dict: dict[str, Tensor], *, class_ids: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """
+    Official weights -> weights of :class:`DeformableDETR`, for all five variants.
+
+    Args:
+        state_dict: the entry "model" of an official checkpoint.
+        class_ids: the rows of the class heads to keep, in the order of the classes here; for
+            COCO :data:`COCO_CATEGORY_IDS`. None keeps all 91. The head of a two-stage encoder
+            keeps its objectness row first whatever is chosen.
+
+    Raises:
+        ValueError: for unknown keys, or copies of a tensor that differ.
+    """
+    _check_copies(state_dict)
+    converted = {}
+    num_decoder_layers = _num_decoder_layers(state_dict)
+    for key, name, _ in plan_conversion(state_dict):
+        if name is None:
+            continue
+        tensor = state_dict[key]
+        if class_ids is not None and (head := _CLASS_HEAD.match(key)):
+            rows = list(class_ids)
+            if int(head[1]) == num_decoder_layers:  # the encoder's
+                # Its other rows were trained as pure background; any will do.
+                rows = [OBJECTNESS_CHANNEL] + [r for r in rows if r != OBJECTNESS_CHANNEL]
+                rows = rows[: len(class_ids)]
+            tensor = tensor[rows]
+        converted[name] = tensor
+    return converted
+
+
+def _num_decoder_layers(keys: Iterable[str]) -> int:
+    layers = re.compile(r"^transformer\.decoder\.layers\.(\d+)\.")
+    return 1 + max((int(m[1]) for m in map(layers.match, keys) if m), default=-1)
+
+
+def _check_copies(state_dict: dict[str, Tensor]) -> None:
+    """Copies under the decoder must equal their owner, or it is unclear which one is meant."""
+    for key in state_dict:
+        tied = _TIED.match(key)
+        if not tied:
+            continue
+        if tied[1] not in state_dict:
+            raise ValueError(f"{key} is a copy of {tied[1]}, which is missing")
+        if not torch.equal(state_dict[key], state_dict[tied[1]]):
+            raise ValueError(f"{key} and {tied[1]} are one tensor officially, but differ here")
+
+
+def conversion_report(state_dict: dict[str, Tensor], converted: dict[str, Tensor]) -> str:
+    """What was mapped and what was dropped, as a few lines of text."""
+    counts = Counter(what for _, _, what in plan_conversion(state_dict))
+    two_stage = "transformer.enc_output.weight" in state_dict
+    refine = any(_TIED.match(key) for key in state_dict)
+    levels = len(state_dict["transformer.level_embed"])
+    variant = "two-stage" if two_stage else "box refinement" if refine else "one-stage, no refinement"
+    rows = [f"variant: {variant}, {levels} feature level(s), {_num_decoder_layers(state_dict)} layers"]
+    rows += [f"{count:5d} tensors: {what}" for what, count in sorted(counts.items())]
+    before, after = (len(d[k]) for d, k in (
+        (state_dict, "class_embed.0.bias"), (converted, "head.class_embed.0.bias")
+    ))
+    rows.append(f"classes: {before} -> {after}" + (", objectness row kept" if two_stage else ""))
+    rows.append(f"{len(converted):5d} tensors written")
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("official", help=".pth file of the official code")
+    parser.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
+    parser.add_argument(
+        "--keep-91-classes",
+        action="store_true",
+        help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
+        "80 contiguous classes (needs MODEL.DEFORMABLE_DETR.NUM_CLASSES 91)",
+    )
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    checkpoint = load_checkpoint_file(args.official)
+    state_dict = checkpoint.get("model", checkpoint)
+    class_ids = None if args.keep_91_classes else COCO_CATEGORY_IDS
+    converted = convert_official_state_dict(state_dict, class_ids=class_ids)
+    refines = any(map(_TIED.match, state_dict))
+    save_atomically({"model": converted, REFINES: refines}, args.converted)
+    logger.info(conversion_report(state_dict, converted))
+    logger.info(f"saved to {args.converted}")
+
+
+if __name__ == "__main__":
+    main()

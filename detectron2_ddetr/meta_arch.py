@@ -1,0 +1,184 @@
+"""Deformable DETR as a meta-architecture of detectron2: images in, losses or Instances out."""
+
+import torch
+from torch import Tensor, nn
+
+from .build import build_criterion, build_head
+from .config import check_config
+from .modeling import DeformableDETRHead, SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
+from .toolbox import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    Boxes,
+    CfgNode,
+    ImageList,
+    Instances,
+    build_backbone,
+    configurable,
+    detector_postprocess,
+)
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(nn.Module):
+    """
+    Deformable DETR (https://arxiv.org/abs/2010.04159).
+
+    The coordinate frames meet here: pixels of the network's input on one side, [0, 1] of the
+    valid (unpadded) image on the other.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: DeformableDETRHead,
+        criterion: SetCriterion,
+        in_features: list[str],
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        num_detections: int = 100,
+    ):
+        """
+        Args:
+            backbone: any detectron2 backbone.
+            head: reads the maps of the backbone.
+            criterion: outputs of the head, targets -> dict of weighted losses.
+            in_features: names of the maps to read, from high to low resolution.
+            pixel_mean, pixel_std: per channel, for the channel order of the input images.
+            num_detections: at most this many per image.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.criterion = criterion
+        self.in_features = list(in_features)
+        self.num_detections = num_detections
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        check_config(cfg)
+        backbone = build_backbone(cfg)
+        in_features = cfg.MODEL.DEFORMABLE_DETR.IN_FEATURES
+        shapes = backbone.output_shape()
+        missing = [name for name in in_features if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.DEFORMABLE_DETR.IN_FEATURES {missing} are not outputs of the backbone "
+                f"{cfg.MODEL.BACKBONE.NAME}, which has {sorted(shapes)}"
+            )
+        return {
+            "backbone": backbone,
+            "head": build_head(cfg, [shapes[name].channels for name in in_features]),
+            "criterion": build_criterion(cfg),
+            "in_features": in_features,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: one dict per image:
+
+                * "image": (3, h, w), any dtype, 0 to 255, in the channel order of `pixel_mean`.
+                * "instances": (training) `gt_boxes` in pixels of "image", `gt_classes`.
+                * "height", "width": size wanted for the detections; that of "image" by default.
+
+        Returns:
+            In training the weighted losses of the criterion, and nothing else: detectron2's
+            trainer sums them. Otherwise one {"instances": Instances} per image with `pred_boxes`,
+            `scores`, `pred_classes`, clipped to the image, best first.
+        """
+        images = self.preprocess_image(batched_inputs)
+        outputs = self.network_outputs(images)
+        if self.training:
+            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+            return self.criterion(outputs, self.prepare_targets(gt_instances))
+
+        results = self.inference(outputs, images.image_sizes)
+        return [
+            {
+                "instances": detector_postprocess(
+                    result,
+                    x.get("height", result.image_size[0]),
+                    x.get("width", result.image_size[1]),
+                )
+            }
+            for result, x in zip(results, batched_inputs)
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise, then pad right and bottom with zeros, the mean colour."""
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def network_outputs(self, images: ImageList) -> dict:
+        """
+        The raw predictions, for distillation and inspection. The same path in training and
+        evaluation: padding is masked in both.
+
+        Args:
+            images: normalised and padded, as :meth:`preprocess_image` returns them.
+
+        Returns:
+            dict: The keys are:
+
+            * "pred_logits": (N, Q, K), sigmoid logits of the last layer.
+            * "pred_boxes": (N, Q, 4), (cx, cy, w, h) in [0, 1] of the valid image.
+            * "aux_outputs": one dict with these two keys for each earlier decoder layer.
+            * "enc_outputs": (two-stage) the same two keys for all tokens of the encoder.
+        """
+        features = self.backbone(images.tensor)
+        return self.head([features[name] for name in self.in_features], padding_mask(images))
+
+    def prepare_targets(self, gt_instances: list[Instances]) -> list[dict[str, Tensor]]:
+        """Pixels (x0, y0, x1, y1) -> "boxes" (T_i, 4), (cx, cy, w, h) in [0, 1], and "labels"."""
+        targets = []
+        for instances in gt_instances:
+            height, width = instances.image_size
+            size = instances.gt_boxes.tensor.new_tensor((width, height, width, height))
+            boxes = box_xyxy_to_cxcywh(instances.gt_boxes.tensor) / size
+            targets.append({"labels": instances.gt_classes, "boxes": boxes})
+        return targets
+
+    def inference(self, outputs: dict, image_sizes: list[tuple[int, int]]) -> list[Instances]:
+        """
+        Args:
+            outputs: of :meth:`network_outputs`.
+            image_sizes: (h, w) of each image before padding.
+
+        Returns:
+            One Instances per image, boxes in pixels of that size, not clipped, best first.
+        """
+        results = []
+        selected = sigmoid_topk(outputs["pred_logits"], outputs["pred_boxes"], self.num_detections)
+        for scores, labels, boxes, (height, width) in zip(*selected, image_sizes):
+            result = Instances((height, width))
+            result.pred_boxes = Boxes(boxes * boxes.new_tensor((width, height, width, height)))
+            result.scores = scores
+            result.pred_classes = labels
+            results.append(result)
+        return results
+
+
+def padding_mask(images: ImageList) -> Tensor:
+    """(N, H, W) bool, True = padding."""
+    mask = torch.ones_like(images.tensor[:, 0], dtype=torch.bool)
+    for image_mask, (height, width) in zip(mask, images.image_sizes):
+        image_mask[:height, :width] = False
+    return mask

@@ -1,0 +1,19 @@
+"""The network and its criterion in plain PyTorch; nothing here knows detectron2."""
+
+from .box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
+from .criterion import LossTask, SetCriterion
+from .head import MLP, DeformableDETRHead, FeatureProjector
+from .matcher import HungarianMatcher
+from .memory import Memory
+from .ms_deform_attn import MSDeformAttn, ms_deform_attn
+from .position_encoding import PositionEmbeddingSine, box_position_encoding
+from .postprocess import sigmoid_topk
+from .transformer import (
+    DeformableTransformer,
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+    DeformableTransformerEncoder,
+    DeformableTransformerEncoderLayer,
+    QuerySet,
+)
+from .two_stage import TwoStageDeformableTransformer

@@ -1,0 +1,74 @@
+"""Boxes as (cx, cy, w, h) and (x0, y0, x1, y1), their overlap, and the inverse of the sigmoid."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) (cx, cy, w, h) -> (x0, y0, x1, y1), any unit."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((centre - 0.5 * size, centre + 0.5 * size), dim=-1)
+
+
+def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) (x0, y0, x1, y1) -> (cx, cy, w, h), any unit."""
+    lower, upper = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((lower + upper) / 2, upper - lower), dim=-1)
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """
+    Generalised IoU (https://arxiv.org/abs/1902.09630) of boxes that broadcast against each other.
+
+    `generalized_box_iou(a, b)` compares a_i with b_i; `generalized_box_iou(a[:, None], b)` each
+    with each. (torchvision has only the second, and a paired loss with an eps in the denominator
+    that changes the value of small boxes in [0, 1].)
+
+    Args:
+        boxes1, boxes2: (..., 4), (x0, y0, x1, y1), any unit. Nothing is asserted: a box with
+            NaN gives NaN.
+
+    Returns:
+        (...), in [-1, 1].
+    """
+    overlap = _area(
+        torch.maximum(boxes1[..., :2], boxes2[..., :2]),
+        torch.minimum(boxes1[..., 2:], boxes2[..., 2:]),
+    )
+    union = _area(boxes1[..., :2], boxes1[..., 2:]) + _area(boxes2[..., :2], boxes2[..., 2:])
+    union = union - overlap
+    hull = _area(
+        torch.minimum(boxes1[..., :2], boxes2[..., :2]),
+        torch.maximum(boxes1[..., 2:], boxes2[..., 2:]),
+    )
+    return overlap / union - (hull - union) / hull
+
+
+def _area(lower: Tensor, upper: Tensor) -> Tensor:
+    size = (upper - lower).clamp(min=0)
+    return size[..., 0] * size[..., 1]
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of x clamped to [eps, 1 - eps]. The eps belongs to the model: others use 1e-3."""
+    return torch.logit(x, eps=eps)
+
+
+def shift_box(delta: Tensor, reference_points: Tensor, eps: float = 1e-5) -> Tensor:
+    """
+    The box that a head's output means, relative to a reference, in logit space (Sec. A.2, A.3).
+
+    Args:
+        delta: (..., 4), output of a box head.
+        reference_points: (..., 2), (x, y), or (..., 4), (cx, cy, w, h), in [0, 1]. A point says
+            nothing about the size, so `delta` alone gives it.
+        eps: of :func:`inverse_sigmoid`.
+
+    Returns:
+        (..., 4), (cx, cy, w, h) in [0, 1].
+    """
+    logit = inverse_sigmoid(reference_points, eps)
+    if logit.shape[-1] == 2:
+        logit = F.pad(logit, (0, 2))
+    return (delta + logit).sigmoid()

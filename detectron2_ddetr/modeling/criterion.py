@@ -1,0 +1,163 @@
+"""The set criterion: focal, L1 and generalised IoU losses of matched predictions, all layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+
+Targets = list[dict[str, Tensor]]
+Indices = list[tuple[Tensor, Tensor]]
+Matcher = Callable[[dict[str, Tensor], Targets], Indices]
+
+
+@dataclass
+class LossTask:
+    """
+    One set of predictions, what they are compared with and how they are matched.
+
+    Attributes:
+        suffix: appended to the names of its losses.
+        outputs: "pred_logits" (N, Q, K), "pred_boxes" (N, Q, 4), (cx, cy, w, h) in [0, 1].
+        targets: per image "labels" (T_i,), "boxes" (T_i, 4).
+        matcher: (outputs, targets) -> per image (query_idx, target_idx).
+    """
+
+    suffix: str
+    outputs: dict[str, Tensor]
+    targets: Targets
+    matcher: Matcher
+
+
+class SetCriterion(nn.Module):
+    """
+    Losses of DETR with the focal loss in place of cross-entropy (Sec. A.4).
+
+    A variant with more query groups overrides :meth:`tasks`, one with another class loss
+    :meth:`loss_ce`.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        class_weight: float = 2.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_alpha: float = 0.25,
+    ):
+        """
+        Args:
+            matcher: assigns queries to targets, see :class:`HungarianMatcher`.
+            class_weight, l1_weight, giou_weight: weights of `loss_ce`, `loss_bbox`, `loss_giou`,
+                the same for every layer and for the encoder.
+            focal_alpha: weight of positives in the focal loss; gamma is 2.
+        """
+        super().__init__()
+        self.matcher = matcher
+        self.weights = {
+            "loss_ce": class_weight,
+            "loss_bbox": l1_weight,
+            "loss_giou": giou_weight,
+        }
+        self.focal_alpha = focal_alpha
+        #: Of the last call, detached: "class_error", the percentage of matched queries whose
+        #: highest logit is not the class of their target. Not a loss.
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def tasks(self, outputs: dict, targets: Targets) -> list[LossTask]:
+        """The last layer first, then the earlier ones, then the encoder, as far as present."""
+        tasks = [LossTask("", outputs, targets, self.matcher)]
+        for layer, aux in enumerate(outputs.get("aux_outputs", [])):
+            tasks.append(LossTask(f"_{layer}", aux, targets, self.matcher))
+        if "enc_outputs" in outputs:
+            # Proposals are class-agnostic: every target is class 0, the objectness channel.
+            foreground = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+            tasks.append(LossTask("_enc", outputs["enc_outputs"], foreground, self.matcher))
+        return tasks
+
+    def forward(self, outputs: dict, targets: Targets) -> dict[str, Tensor]:
+        """
+        Args:
+            outputs: as :class:`DeformableDETRHead` returns them.
+            targets: per image "labels" (T_i,) int64 in [0, K) and "boxes" (T_i, 4),
+                (cx, cy, w, h) in [0, 1] of the valid image, on the device of the outputs.
+
+        Returns:
+            dict: weighted scalars "loss_ce", "loss_bbox", "loss_giou" of the last layer, the same
+            with "_0", "_1", ... of the earlier layers and "_enc" of the encoder. Their sum is
+            the training loss.
+        """
+        num_boxes = mean_num_boxes(targets, outputs["pred_logits"].device)
+        losses = {}
+        # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
+        with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
+            for task in self.tasks(outputs, targets):
+                for name, loss in self.task_losses(task, num_boxes).items():
+                    losses[name + task.suffix] = loss * self.weights[name]
+        return losses
+
+    def task_losses(self, task: LossTask, num_boxes: Tensor) -> dict[str, Tensor]:
+        """Unweighted losses of one task."""
+        indices = task.matcher(task.outputs, task.targets)
+        dtype = torch.promote_types(task.outputs["pred_boxes"].dtype, torch.float32)
+        logits = task.outputs["pred_logits"].to(dtype)
+        boxes = task.outputs["pred_boxes"].to(dtype)
+
+        device = logits.device
+        image_idx = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(indices)])
+        image_idx, query_idx = image_idx.to(device), torch.cat([q for q, _ in indices]).to(device)
+        matched = [
+            (t["labels"][j.to(device)], t["boxes"][j.to(device)])
+            for t, (_, j) in zip(task.targets, indices)
+        ]
+        labels = torch.cat([label for label, _ in matched])
+        target_boxes = torch.cat([box for _, box in matched]).to(dtype)
+        if task.suffix == "":
+            wrong = logits.detach()[image_idx, query_idx].argmax(-1) != labels
+            # 100 where there is nothing to match, as in the official logs.
+            self.diagnostics["class_error"] = (
+                100 * wrong.float().mean() if len(labels) else logits.new_tensor(100.0)
+            )
+        return {
+            "loss_ce": self.loss_ce(logits, (image_idx, query_idx), labels) / num_boxes,
+            **self.loss_boxes(boxes[image_idx, query_idx], target_boxes, num_boxes),
+        }
+
+    def loss_ce(
+        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor
+    ) -> Tensor:
+        """
+        Sigmoid focal loss summed over all queries and classes; there is no background class.
+
+        Args:
+            logits: (N, Q, K).
+            matched: image and query index of each matched query.
+            labels: their classes.
+        """
+        one_hot = torch.zeros_like(logits)
+        one_hot[(*matched, labels)] = 1.0
+        return sigmoid_focal_loss(logits, one_hot, self.focal_alpha, gamma=2.0, reduction="sum")
+
+    @staticmethod
+    def loss_boxes(boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor) -> dict[str, Tensor]:
+        """L1 and generalised IoU losses of paired boxes, both (T, 4), (cx, cy, w, h)."""
+        giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(target_boxes))
+        return {
+            "loss_bbox": (boxes - target_boxes).abs().sum() / num_boxes,
+            "loss_giou": (1 - giou).sum() / num_boxes,
+        }
+
+
+def mean_num_boxes(targets: Targets, device: torch.device) -> Tensor:
+    """Number of target boxes per process, averaged over all processes, at least 1; a scalar."""
+    num_boxes = torch.tensor(
+        float(sum(len(t["labels"]) for t in targets)), dtype=torch.float32, device=device
+    )
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(num_boxes)
+        num_boxes /= dist.get_world_size()
+    return num_boxes.clamp(min=1.0)

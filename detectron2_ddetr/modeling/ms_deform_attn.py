@@ -1,0 +1,210 @@
+"""Multi-scale deformable attention: the operator and the module with its four projections."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """
+    Multi-scale deformable attention, Eq. (3) of the paper without its two projections.
+
+    Args:
+        value: (N, S, M, D), all levels flattened and concatenated, S = sum_l H_l * W_l.
+        spatial_shapes: (L, 2) integers, (H_l, W_l) -- height first.
+        sampling_locations: (N, Q, M, L, P, 2), (x, y) -- width first -- as a fraction of the padded
+            level: (0, 0) is the outer corner of its first cell. Outside the level, and where a
+            location is not finite, zero is read. Keep them float32 when `value` is 16-bit.
+        attention_weights: (N, Q, M, L, P), summing to one over (L, P).
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`; differentiable once in all three float inputs.
+
+    Raises:
+        ValueError: when the shapes do not fit together; the message gives both sides.
+    """
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    index, weight = _bilinear_corners(
+        value.shape[1], spatial_shapes, sampling_locations, attention_weights
+    )
+    num_images, num_queries, num_heads = sampling_locations.shape[:3]
+    # One bag per (image, query, head): its L * P * 4 corner cells, summed with their weights. No
+    # sampled value is ever stored, which is what makes this form faster than grid_sample.
+    output = F.embedding_bag(
+        index.flatten(3).flatten(0, 2),
+        value.flatten(0, 2),
+        mode="sum",
+        per_sample_weights=weight.flatten(3).flatten(0, 2).to(value.dtype),
+    )
+    return output.view(num_images, num_queries, num_heads * value.shape[3])
+
+
+def _bilinear_corners(
+    num_positions: int, spatial_shapes: Tensor, sampling_locations: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    """
+    The four cells around each sample, as rows of `value` flattened to (N * S * M, D).
+
+    Returns:
+        index: (N, Q, M, L, P, 2, 2) integers, last axes (y, x): the rows.
+        weight: the same shape: bilinear weight times attention, zero for cells off the level.
+    """
+    num_images, _, num_heads = sampling_locations.shape[:3]
+    num_rows = num_images * num_positions * num_heads
+    dtype = torch.int32 if num_rows < 2**31 else torch.int64  # int32 halves the index traffic
+    shapes = spatial_shapes.to(dtype)
+    size = shapes.flip(1)[:, None]  # (L, 1, 2), (W, H): the axis order of locations
+    start = shapes.prod(1).cumsum(0, dtype=dtype) - shapes.prod(1)
+
+    pixel = sampling_locations * size - 0.5
+    inside = ((pixel > -1) & (pixel < size)).all(-1, keepdim=True)  # False where not finite
+    pixel = torch.where(inside, pixel, 0.0)
+    lower = pixel.floor()
+    fraction = pixel - lower
+    weight = torch.stack((1 - fraction, fraction), dim=-1)  # (N, Q, M, L, P, 2 (x, y), 2)
+    cell = torch.stack((lower, lower + 1), dim=-1).to(dtype)
+    on_level = inside[..., None] & (cell >= 0) & (cell < size[..., None])
+    weight = torch.where(on_level, weight, 0.0)
+    cell = torch.where(on_level, cell, 0)
+
+    x, y = cell.unbind(-2)
+    weight_x, weight_y = weight.unbind(-2)
+    row = y * shapes[:, 1, None, None] + start[:, None, None]  # (N, Q, M, L, P, 2)
+    row = row[..., None] + x[..., None, :]
+    image = torch.arange(num_images, dtype=dtype, device=row.device) * num_positions
+    head = torch.arange(num_heads, dtype=dtype, device=row.device)
+    index = (row + image.view(-1, 1, 1, 1, 1, 1, 1)) * num_heads + head.view(-1, 1, 1, 1, 1)
+    return index, attention[..., None, None] * weight_y[..., None] * weight_x[..., None, :]
+
+
+def _check_shapes(value: Tensor, shapes: Tensor, locations: Tensor, attention: Tensor) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"value must be (N, S, M, D), got shape {tuple(value.shape)}")
+    if shapes.dim() != 2 or shapes.shape[1] != 2:
+        raise ValueError(f"spatial_shapes must be (L, 2), got shape {tuple(shapes.shape)}")
+    if locations.dim() != 6 or locations.shape[5] != 2:
+        raise ValueError(
+            f"sampling_locations must be (N, Q, M, L, P, 2), got shape {tuple(locations.shape)}"
+        )
+    if locations.shape[:5] != attention.shape:
+        raise ValueError(
+            f"attention_weights must be (N, Q, M, L, P) = {tuple(locations.shape[:5])} as in "
+            f"sampling_locations, got shape {tuple(attention.shape)}"
+        )
+    expected = (value.shape[0], value.shape[2], shapes.shape[0])
+    got = (locations.shape[0], locations.shape[2], locations.shape[3])
+    if got != expected:
+        raise ValueError(
+            f"sampling_locations have (N, M, L) = {got}, while value and spatial_shapes "
+            f"have {expected}"
+        )
+
+
+class MSDeformAttn(nn.Module):
+    """
+    Multi-scale deformable attention module, Eq. (3) of the paper, Sec. 4.1.
+
+    References may have 2 numbers (points) or 4 (boxes); the last axis of the call decides.
+    """
+
+    def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4):
+        """
+        Args:
+            d_model: C, width of queries and values; divisible by `n_heads`.
+            n_levels: L, feature levels.
+            n_heads: M.
+            n_points: P, samples per head and level.
+        """
+        super().__init__()
+        if d_model % n_heads != 0:
+            raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
+        self.d_model, self.n_levels = d_model, n_levels
+        self.n_heads, self.n_points = n_heads, n_points
+
+        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Head m looks along 2 pi m / M on the unit square, point k at distance k + 1 (A.4)."""
+        theta = torch.arange(self.n_heads, dtype=torch.float32) * (2.0 * math.pi / self.n_heads)
+        direction = torch.stack((theta.cos(), theta.sin()), dim=-1)  # (M, 2), (x, y)
+        direction = direction / direction.abs().max(-1, keepdim=True).values
+        distance = torch.arange(1, self.n_points + 1, dtype=torch.float32)
+        bias = direction[:, None, None, :] * distance[:, None]  # (M, 1, P, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.n_levels, -1, -1).flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        level_reference_points: Tensor,
+        src: Tensor,
+        spatial_shapes: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            query: (N, Q, C), content plus position.
+            level_reference_points: (N, Q, L, 2), (x, y), or (N, Q, L, 4), (cx, cy, w, h), in
+                [0, 1] of the padded level.
+            src: (N, S, C), the flattened maps to read from.
+            spatial_shapes: (L, 2) int64, (H_l, W_l) -- height first.
+            padding_mask: (N, S), True = padding, which is read as zero.
+
+        Returns:
+            (N, Q, C).
+
+        Raises:
+            ValueError: when references have neither 2 nor 4 numbers.
+        """
+        value = self.value_proj(src)
+        if padding_mask is not None:
+            # After the projection, so that its bias does not leak out of padding.
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        per_sample = (self.n_heads, self.n_levels, self.n_points)
+        logits = self.attention_weights(query).unflatten(-1, (self.n_heads, -1))
+        attention_weights = logits.softmax(-1).unflatten(-1, per_sample[1:])  # jointly over (L, P)
+        sampling_offsets = self.sampling_offsets(query).unflatten(-1, (*per_sample, 2))
+        output = ms_deform_attn(
+            value.unflatten(-1, (self.n_heads, -1)),
+            spatial_shapes,
+            self.sampling_locations(level_reference_points, sampling_offsets, spatial_shapes),
+            attention_weights,
+        )
+        return self.output_proj(output)
+
+    def sampling_locations(
+        self, level_reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor
+    ) -> Tensor:
+        """
+        (N, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
+
+        Offsets are cells of their level around a point (Eq. (3)), or fractions of half a box
+        divided by P around a box (Sec. A.3, Eq. (8) with the official code's division by P).
+        """
+        reference = level_reference_points[:, :, None, :, None, :]  # (N, Q, 1, L, 1, 2 or 4)
+        if reference.shape[-1] == 2:
+            # float32 even when the offsets are 16-bit: a coordinate must not be rounded to 16 bits.
+            size = spatial_shapes.flip(1)[:, None].to(reference.dtype)  # (L, 1, 2), (W, H)
+            return reference + sampling_offsets / size
+        if reference.shape[-1] == 4:
+            return reference[..., :2] + sampling_offsets * (
+                reference[..., 2:] * (0.5 / self.n_points)
+            )
+        raise ValueError(
+            "level_reference_points must end in 2 numbers (x, y) or 4 (cx, cy, w, h), "
+            f"got shape {tuple(level_reference_points.shape)}"
+        )

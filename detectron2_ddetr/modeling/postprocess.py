@@ -1,0 +1,31 @@
+"""From the outputs of the network to detections."""
+
+from torch import Tensor
+
+from .box_ops import box_cxcywh_to_xyxy
+
+
+def sigmoid_topk(
+    pred_logits: Tensor, pred_boxes: Tensor, num_detections: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    The best (query, class) pairs of each image; no threshold and no NMS (Sec. A.4).
+
+    One query may occur several times, with different classes. Boxes are not clipped.
+
+    Args:
+        pred_logits: (N, Q, K).
+        pred_boxes: (N, Q, 4), (cx, cy, w, h) in [0, 1].
+        num_detections: at most; Q * K where that is less.
+
+    Returns:
+        scores: (N, num_detections), descending.
+        labels: (N, num_detections) int64.
+        boxes: (N, num_detections, 4), (x0, y0, x1, y1) as fractions of the valid image.
+    """
+    num_classes = pred_logits.shape[2]
+    probability = pred_logits.float().sigmoid().flatten(1)  # (N, Q * K)
+    scores, index = probability.topk(min(num_detections, probability.shape[1]), dim=1)
+    query = index // num_classes
+    boxes = box_cxcywh_to_xyxy(pred_boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
+    return scores, index % num_classes, boxes

@@ -1,0 +1,76 @@
+"""Two-stage Deformable DETR: the encoder proposes the boxes that the decoder refines (Sec. A.3)."""
+
+import torch
+from torch import Tensor, nn
+
+from .memory import Memory, cell_centres
+from .position_encoding import box_position_encoding
+from .transformer import DeformableTransformer, QuerySet, ScoreTokens
+
+#: The class logit that ranks proposals. The encoder is trained with every target relabelled 0,
+#: so its class head is a foreground score in channel 0; official checkpoints rely on it.
+OBJECTNESS_CHANNEL = 0
+
+
+class TwoStageDeformableTransformer(DeformableTransformer):
+    """Like :class:`DeformableTransformer`, but queries come from the best scoring tokens."""
+
+    two_stage = True
+
+    def __init__(self, num_queries: int = 300, **kwargs):
+        """
+        Args:
+            num_queries: Q, proposals that become queries; fewer where there are fewer tokens.
+            kwargs: of :class:`DeformableTransformer`.
+        """
+        super().__init__(**kwargs)
+        self.num_queries = num_queries
+
+    def make_query_layers(self) -> None:
+        self.enc_output = nn.Linear(self.d_model, self.d_model)
+        self.enc_output_norm = nn.LayerNorm(self.d_model)
+        self.pos_trans = nn.Linear(self.d_model * 2, self.d_model * 2)
+        self.pos_trans_norm = nn.LayerNorm(self.d_model * 2)
+
+    def initial_queries(
+        self, memory: Memory, query_embed: Tensor | None, score_tokens: ScoreTokens
+    ) -> QuerySet:
+        proposal_logits, usable = proposals(memory)
+        tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
+        class_logits, deltas = score_tokens(self.enc_output_norm(self.enc_output(tokens)))
+        box_logits = deltas.float() + proposal_logits
+
+        # Differs from the official code: where an image has fewer tokens than queries, all of
+        # them become queries, because the official top-k crashes there.
+        num_queries = min(self.num_queries, class_logits.shape[1])
+        top = class_logits[..., OBJECTNESS_CHANNEL].topk(num_queries, dim=1).indices
+        chosen = box_logits.gather(1, top[..., None].expand(-1, -1, 4))
+        # Detached: the encoder learns boxes from its own loss only.
+        reference_points = chosen.detach().sigmoid()
+        encoded = box_position_encoding(reference_points, self.d_model // 2)
+        query_pos, content = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
+        return QuerySet(
+            content,
+            query_pos,
+            reference_points,
+            proposals={"pred_logits": class_logits, "pred_boxes": box_logits.sigmoid()},
+        )
+
+
+def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
+    """
+    One box per token: centred on its cell, 0.05 * 2^l of the image wide and high (Sec. A.3).
+
+    Returns:
+        logits: (N, S, 4), logit of (cx, cy, w, h) in the valid image; +inf where not usable,
+            so that the box is (1, 1, 1, 1) without gradient.
+        usable: (N, S) bool: not padding, and all four numbers inside (0.01, 0.99).
+    """
+    centres = cell_centres(memory.spatial_shapes, memory.valid_ratios)
+    sizes = [
+        centres.new_full((height * width, 2), 0.05 * 2.0**level)
+        for level, (height, width) in enumerate(memory.spatial_shapes)
+    ]
+    boxes = torch.cat((centres, torch.cat(sizes).expand_as(centres)), dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.padding_mask
+    return boxes.logit().masked_fill(~usable[..., None], float("inf")), usable

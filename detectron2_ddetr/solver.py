@@ -1,0 +1,83 @@
+"""The official optimiser: AdamW with three learning rates and one gradient clip."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .toolbox import CfgNode, get_default_optimizer_params
+
+
+class FullModelClipAdamW(torch.optim.AdamW):
+    """
+    AdamW that scales all gradients together when their common norm is too large.
+
+    detectron2 clips each parameter by itself, which is another algorithm.
+    """
+
+    def __init__(self, params, max_norm: float, **kwargs):
+        """
+        Args:
+            max_norm: of the gradients of the whole model.
+            kwargs: of :class:`torch.optim.AdamW`.
+        """
+        super().__init__(params, **kwargs)
+        self.max_norm = max_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """
+        Clip, then update.
+
+        Raises:
+            FloatingPointError: when a gradient is not finite; no parameter has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(f"the gradient norm of the model is {norm.item()}")
+        super().step()
+        return loss
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """
+    Groups by name: the backbone, the layers that say where to sample, and the rest.
+
+    Weight decay applies to every parameter, norms and biases included, unless
+    SOLVER.WEIGHT_DECAY_NORM and SOLVER.WEIGHT_DECAY_BIAS say otherwise.
+
+    Raises:
+        ValueError: when gradients are to be clipped in another way than over the whole model.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
+        raise ValueError(
+            "SOLVER.CLIP_GRADIENTS must have CLIP_TYPE 'full_model' and NORM_TYPE 2.0, got "
+            f"{clip.CLIP_TYPE!r} and {clip.NORM_TYPE}: Deformable DETR clips the norm of the whole "
+            "model, not of each parameter"
+        )
+
+    def lr_factor(name: str) -> float:
+        if name.startswith("backbone."):
+            return cfg.SOLVER.BACKBONE_MULTIPLIER
+        if "sampling_offsets" in name or "reference_points" in name:
+            return cfg.SOLVER.LINEAR_PROJ_MULTIPLIER
+        return 1.0
+
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lr_factor,
+    )
+    if clip.ENABLED:
+        return FullModelClipAdamW(groups, max_norm=clip.CLIP_VALUE, lr=cfg.SOLVER.BASE_LR)
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)

@@ -1,0 +1,134 @@
+"""Training data in an order that is a function of the seed and the iteration alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .dataset_mapper import DeformableDETRDatasetMapper
+from .toolbox import CfgNode, DatasetFromList, comm, get_detection_dataset_dicts
+
+
+class EpochShuffle(Dataset):
+    """
+    An endless series of epochs over a list, each a permutation of its own.
+
+    Item `position`, any integer from 0 on, is the dataset dict at that place of the series with the
+    key "draw" = (seed, position) added; epoch e is the positions [e * len, (e + 1) * len).
+    """
+
+    def __init__(
+        self,
+        dataset_dicts: list[dict[str, Any]],
+        seed: int,
+        mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ):
+        """
+        Args:
+            dataset_dicts: one per image.
+            seed: non-negative.
+            mapper: applied to each item; None returns the dataset dicts themselves.
+        """
+        if seed < 0:
+            raise ValueError(f"seed must be non-negative, got {seed}; choose SEED >= 0")
+        if not dataset_dicts:
+            raise ValueError("no image to train on; check DATASETS.TRAIN and its json")
+        # Serialised into one tensor, which worker processes share instead of copying.
+        self._dataset = DatasetFromList(dataset_dicts, copy=False)
+        self.seed = seed
+        self.mapper = mapper
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Images per epoch."""
+        return len(self._dataset)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, index = divmod(int(position), len(self))
+        if epoch != self._epoch:
+            self._permutation = self._permute(epoch)
+            self._epoch = epoch
+        item = self._dataset[int(self._permutation[index])]
+        item = {**item, "draw": (self.seed, int(position))}
+        return item if self.mapper is None else self.mapper(item)
+
+    def _permute(self, epoch: int) -> torch.Tensor:
+        """(len,) int64, a function of the seed and the epoch."""
+        # SeedSequence mixes the pair, so that (0, 1) and (1, 0) differ.
+        state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        return torch.randperm(len(self), generator=generator)
+
+
+class PositionSampler(Sampler):
+    """Yields start + rank, then every `world_size`-th position after it, forever."""
+
+    def __init__(self, start: int, rank: int, world_size: int):
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        while True:
+            yield position
+            position += self.world_size
+
+
+def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataLoader:
+    """
+    The training loader of `cfg`, from iteration `start_iter` on.
+
+    With B = SOLVER.IMS_PER_BATCH, iteration i of all ranks together is the positions
+    [i * B, (i + 1) * B) of :class:`EpochShuffle`; of these, rank r of R takes every R-th. So the
+    images, their order and their augmentation depend neither on the number of ranks or workers nor
+    on where the training was interrupted.
+
+    Args:
+        seed: non-negative, the same on all ranks.
+        start_iter: the first iteration to load.
+
+    Returns:
+        A loader that never ends; each batch is a list of B / R mapped dicts.
+    """
+    # Differs from the official code: one permutation is dealt to the ranks in turn, and an epoch's
+    # incomplete last batch is filled from the next epoch instead of being dropped.
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        raise ValueError(
+            "DATALOADER.ASPECT_RATIO_GROUPING must be False, got True: with grouping the order of "
+            "the images depends on the history, and a training could not be resumed exactly"
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            "DATALOADER.SAMPLER_TRAIN must be 'TrainingSampler', got "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN!r}; other samplers are not implemented"
+        )
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; name at least one registered data set")
+    batch_size, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch_size < 1 or batch_size % world_size != 0:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a positive multiple of the number of "
+            f"processes ({world_size})"
+        )
+    dataset_dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    mapper = DeformableDETRDatasetMapper(cfg, is_train=True)
+    # Not detectron2's loader: its wrapper keeps a set of every index it has seen, and positions
+    # never repeat.
+    return DataLoader(
+        EpochShuffle(dataset_dicts, seed, mapper),
+        batch_size=batch_size // world_size,
+        sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+    )
+
+
+def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Batches are lists, since the images differ in size."""
+    return batch

@@ -1,0 +1,56 @@
+"""detectron2's training steps, with a check of the losses before anything is updated."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from torch import Tensor
+
+from .toolbox import AMPTrainer, SimpleTrainer, comm
+
+
+class LastBatch:
+    """A loader that remembers the batch it gave last, so that an error can name its images."""
+
+    def __init__(self, loader: Iterable[list[dict]]):
+        self.loader = loader
+        self.batch: list[dict] = []
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for self.batch in self.loader:
+            yield self.batch
+
+    def file_names(self) -> list[str]:
+        return [x["file_name"] for x in self.batch]
+
+
+class _FiniteLosses:
+    """
+    Stops on all processes when a loss on any of them is not finite.
+
+    detectron2's own check names no image, runs on one process only and may be skipped between
+    logged iterations. The data loader must be a :class:`LastBatch`.
+    """
+
+    def _write_metrics(
+        self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        losses = {name: loss.item() for name, loss in loss_dict.items()}
+        ranks = comm.all_gather((losses, self.data_loader.file_names()))
+        faults = [
+            f"losses of process {rank}: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            + f"; its images: {', '.join(files)}"
+            for rank, (terms, files) in enumerate(ranks)
+            if not np.isfinite(sum(terms.values()))
+        ]
+        if faults:
+            raise FloatingPointError("\n".join(faults))
+        super()._write_metrics(loss_dict, data_time, prefix, iter)
+
+
+class FiniteSimpleTrainer(_FiniteLosses, SimpleTrainer):
+    """:class:`SimpleTrainer` that stops on a loss that is not finite."""
+
+
+class FiniteAMPTrainer(_FiniteLosses, AMPTrainer):
+    """:class:`AMPTrainer` that stops on a loss that is not finite."""

@@ -1,0 +1,61 @@
+"""Shared by all tests: where the configs are, the device marker, and small models."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+DATA = ROOT / "datasets" / "bccd"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a GPU")
+    torch.set_num_threads(int(os.environ.get("DDETR_TEST_THREADS", torch.get_num_threads())))
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, none is visible"))
+
+
+def pytest_report_header():
+    from detectron2_ddetr.toolbox import describe_toolbox
+
+    return f"toolbox: {describe_toolbox()}"
+
+
+def small_cfg(*opts, config="deformable_detr_R_50_50ep.yaml"):
+    """A config whose model is built in a moment: ResNet-18 would differ in kind, so R-50 thinned."""
+    from detectron2_ddetr import add_deformable_detr_config
+    from detectron2_ddetr.toolbox import get_cfg
+
+    cfg = get_cfg()
+    add_deformable_detr_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / config))
+    node = "MODEL.DEFORMABLE_DETR."
+    cfg.merge_from_list(
+        # fmt: off
+        ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+         "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+         "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
+         node + "HIDDEN_DIM", 32, node + "NHEADS", 4, node + "DIM_FEEDFORWARD", 64,
+         node + "ENC_LAYERS", 2, node + "DEC_LAYERS", 2, node + "NUM_QUERIES", 12,
+         node + "NUM_CLASSES", 3, node + "DROPOUT", 0.0, *opts]
+        # fmt: on
+    )
+    return cfg
+
+
+VARIANTS = {
+    "single_scale": "deformable_detr_R_50_single_scale_50ep.yaml",
+    "single_scale_dc5": "deformable_detr_R_50_single_scale_dc5_50ep.yaml",
+    "multi_scale": "deformable_detr_R_50_50ep.yaml",
+    "refine": "deformable_detr_R_50_box_refine_50ep.yaml",
+    "two_stage": "deformable_detr_R_50_two_stage_50ep.yaml",
+}

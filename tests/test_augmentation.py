@@ -1,0 +1,161 @@
+"""The resize rule, the crop and the config keys of the augmentation."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectron2_ddetr.augmentation import (
+    RandomResizedCrop,
+    ResizeShortSide,
+    build_augmentation,
+    resized_shape,
+)
+from detectron2_ddetr.config import add_deformable_detr_config
+from detectron2_ddetr.toolbox import TOOLBOX, T, get_cfg
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_deformable_detr_config(cfg)
+    return cfg
+
+
+@pytest.fixture
+def seeded():
+    state = np.random.get_state()
+    np.random.seed(0)
+    yield
+    np.random.set_state(state)
+
+
+@pytest.mark.parametrize(
+    "height, width, short_side, max_size, truncated, rounded",
+    [
+        (480, 640, 800, 1333, (800, 1066), (800, 1067)),  # 1066.67
+        (640, 480, 800, 1333, (1066, 800), (1067, 800)),
+        (427, 640, 800, 1333, (800, 1199), (800, 1199)),  # 1199.06
+        # Limited: 1333 * 300 / 640 = 624.84, then 625 * 640 / 300 = 1333.33.
+        (300, 640, 800, 1333, (625, 1333), (625, 1333)),
+        # Limited, half to even: 1333 * 250 / 500 = 666.5 -> 666, then 1332; rounding gives 667.
+        (250, 500, 800, 1333, (666, 1332), (667, 1333)),
+        (500, 250, 800, 1333, (1332, 666), (1333, 667)),
+        (300, 900, 600, None, (600, 1800), (600, 1800)),
+        (800, 1001, 800, 1333, (800, 1001), (800, 1001)),  # already as wanted
+    ],
+)
+def test_resized_shape_by_hand(height, width, short_side, max_size, truncated, rounded):
+    assert resized_shape(height, width, short_side, max_size, "truncate") == truncated
+    assert resized_shape(height, width, short_side, max_size, "round") == rounded
+
+
+@pytest.mark.skipif(TOOLBOX != "detectron2", reason="compares with detectron2")
+def test_rounding_is_the_rule_of_detectron2():
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(100, 1500, (2000, 2)).tolist():
+        ours = resized_shape(height, width, 800, 1333, "round")
+        assert ours == T.ResizeShortestEdge.get_output_shape(height, width, 800, 1333)
+
+
+def test_extreme_shape_keeps_a_pixel():
+    assert resized_shape(1, 5000, 800, 1333, "truncate") == (1, 5000)
+    assert resized_shape(5000, 2, 800, 1333, "truncate") == (2500, 1)
+    assert resized_shape(5000, 1, 800, 1333, "round") == (1333, 1)
+
+
+def test_unknown_rule():
+    with pytest.raises(ValueError, match="RESIZE_RULE must be one of .*'floor'"):
+        resized_shape(2, 3, 4, 5, "floor")
+    with pytest.raises(ValueError, match="RESIZE_RULE must be one of .*'floor'"):
+        ResizeShortSide((4,), 5, "floor")
+
+
+def test_resized_pixels_are_those_of_pil():
+    image = np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8)
+    aug_input = T.AugInput(image)
+    ResizeShortSide((20,), None)(aug_input)
+    expected = np.asarray(Image.fromarray(image).resize((31, 20), Image.BILINEAR))  # 31.33
+    np.testing.assert_array_equal(aug_input.image, expected)
+
+
+def test_short_sides_are_drawn_uniformly(seeded):
+    augmentation = ResizeShortSide((20, 30, 40), 1000)
+    image = np.zeros((10, 25, 3), dtype=np.uint8)
+    shapes = [augmentation.get_transform(image) for _ in range(600)]
+    counts = {side: sum(t.new_h == side for t in shapes) for side in (20, 30, 40)}
+    assert all(t.new_w == int(t.new_h * 2.5) for t in shapes)
+    assert sum(counts.values()) == 600 and min(counts.values()) > 150
+
+
+def test_zero_leaves_the_size_alone():
+    image = np.zeros((10, 25, 3), dtype=np.uint8)
+    assert isinstance(ResizeShortSide((0,), 1000).get_transform(image), T.NoOpTransform)
+
+
+def test_crop_range_position_and_probability(seeded):
+    augmentation = RandomResizedCrop((50,), (20, 60))
+    image = np.zeros((25, 60, 3), dtype=np.uint8)  # 50 x 120 after the resize
+    drawn = [augmentation.get_transform(image) for _ in range(3000)]
+    crops = [t.transforms[1] for t in drawn if not isinstance(t, T.NoOpTransform)]
+    assert 1400 < len(crops) < 1600
+    resizes = [t.transforms[0] for t in drawn if not isinstance(t, T.NoOpTransform)]
+    assert {(t.new_h, t.new_w) for t in resizes} == {(50, 120)}
+    # The height is limited by the image, the width by the range; both ends occur.
+    assert (min(t.h for t in crops), max(t.h for t in crops)) == (20, 50)
+    assert (min(t.w for t in crops), max(t.w for t in crops)) == (20, 60)
+    assert all(t.y0 >= 0 and t.y0 + t.h <= 50 for t in crops)
+    assert all(t.x0 >= 0 and t.x0 + t.w <= 120 for t in crops)
+    assert min(t.x0 for t in crops) == 0 and max(t.x0 + t.w for t in crops) == 120
+    relative = np.array([t.x0 / (120 - t.w) for t in crops])
+    assert abs(relative.mean() - 0.5) < 0.03
+
+
+def test_crop_takes_a_short_side_whole(seeded):
+    augmentation = RandomResizedCrop((30,), (40, 60), prob=1.0)
+    image = np.zeros((30, 90, 3), dtype=np.uint8)
+    aug_input = T.AugInput(image)
+    crop = augmentation(aug_input).transforms[1]
+    assert (crop.h, crop.y0) == (30, 0) and 40 <= crop.w <= 60
+    assert aug_input.image.shape == (30, crop.w, 3)
+
+
+def test_recipe_from_config(cfg):
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute_range"
+    cfg.INPUT.CROP.SIZE = [384, 600]
+    cfg.INPUT.MIN_SIZE_TRAIN = (480, 512)
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    flip, crop, resize = build_augmentation(cfg, is_train=True)
+    assert (flip.prob, flip.horizontal, flip.vertical) == (0.5, True, False)
+    assert (crop.short_sides, crop.crop_range, crop.prob) == ((400, 500, 600), (384, 600), 0.5)
+    assert (resize.short_sides, resize.max_size, resize.rule) == ((480, 512), 1333, "truncate")
+    (resize,) = build_augmentation(cfg, is_train=False)
+    assert (resize.short_sides, resize.max_size) == ((800,), 1333)
+
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.RANDOM_FLIP = "none"
+    assert len(build_augmentation(cfg, is_train=True)) == 1
+    cfg.INPUT.RANDOM_FLIP = "vertical"
+    assert build_augmentation(cfg, is_train=True)[0].vertical
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("RANDOM_FLIP", "both", "RANDOM_FLIP must be .*'both'"),
+        ("MIN_SIZE_TRAIN_SAMPLING", "range", "MIN_SIZE_TRAIN_SAMPLING must be 'choice', got 'ra"),
+        ("RESIZE_RULE", "ceil", "RESIZE_RULE must be one of .*'ceil'"),
+    ],
+)
+def test_invalid_config(cfg, key, value, message):
+    cfg.INPUT[key] = value
+    with pytest.raises(ValueError, match=message):
+        build_augmentation(cfg, is_train=True)
+
+
+def test_relative_crop_is_refused(cfg):
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "relative_range"
+    with pytest.raises(ValueError, match="CROP.TYPE must be 'absolute_range', got 'rel"):
+        build_augmentation(cfg, is_train=True)

@@ -1,0 +1,606 @@
+"""The seam: the two branches of the toolbox agree, by name, by signature and by number."""
+
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detectron2_ddetr import host
+from detectron2_ddetr.host import config as host_config
+from detectron2_ddetr.host import data as host_data
+from detectron2_ddetr.host import events as host_events
+from detectron2_ddetr.host import (
+    detection_utils,
+    engine,
+    evaluation,
+    layers,
+    modeling,
+    solver,
+    structures,
+    transforms,
+)
+
+PACKAGE = Path(host.__file__).parents[1]
+HOST_LINE_CAP = 2680  # may only shrink
+_spec = importlib.util.find_spec("detectron2")
+needs_detectron2 = pytest.mark.skipif(
+    _spec is None or _spec.origin is None, reason="detectron2 is not installed"
+)
+
+
+def _toolbox_branches() -> list[list[ast.ImportFrom]]:
+    tree = ast.parse((PACKAGE / "toolbox.py").read_text())
+    branch = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and any(isinstance(n, ast.ImportFrom) for n in node.body)
+    )
+    return [
+        [n for n in body if isinstance(n, ast.ImportFrom)] for body in (branch.body, branch.orelse)
+    ]
+
+
+def _names(imports: list[ast.ImportFrom]) -> list[str]:
+    return sorted(alias.asname or alias.name for node in imports for alias in node.names)
+
+
+def _run(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(PACKAGE.parent), env.pop("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_both_branches_list_the_same_names():
+    ours, theirs = (_names(branch) for branch in _toolbox_branches())
+    assert ours == theirs
+    assert len(ours) == len(set(ours)) > 30
+
+
+def test_unknown_toolbox_is_an_error(tmp_path):
+    result = _run("import detectron2_ddetr.toolbox", tmp_path, DDETR_TOOLBOX="garbage")
+    assert result.returncode != 0
+    assert "ValueError" in result.stderr and "'garbage'" in result.stderr
+
+
+def test_a_mere_folder_named_detectron2_does_not_count(tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    code = (
+        "import importlib.util as u; assert u.find_spec('detectron2') is not None;"
+        "import detectron2_ddetr.toolbox as t; print(t.TOOLBOX)"
+    )
+    env = {"DDETR_TOOLBOX": "", "PYTHONPATH": ""}  # without a clone on this process's path
+    result = _run(code, tmp_path, **env)
+    assert result.returncode == 0, result.stderr
+    code = "import importlib.util as u; s = u.find_spec('detectron2'); print(s and s.origin)"
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = _run(code, tmp_path / "elsewhere", **env).stdout.strip()
+    assert result.stdout.strip() == ("host" if elsewhere == "None" else "detectron2")
+
+
+def test_host_stays_small():
+    lines = {
+        p.name: len(p.read_text().splitlines()) for p in sorted((PACKAGE / "host").glob("*.py"))
+    }
+    assert sum(lines.values()) <= HOST_LINE_CAP, lines
+
+
+def test_host_imports_nothing_of_the_plugin_or_detectron2():
+    for path in (PACKAGE / "host").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, f"{path.name}: {ast.unparse(node)}"
+                assert not (node.module or "").startswith("detectron2"), ast.unparse(node)
+            elif isinstance(node, ast.Import):
+                assert not any(a.name.startswith("detectron2") for a in node.names)
+
+
+# Parity with detectron2.
+
+# A host parameter may be missing where it is out of scope; these differ on purpose.
+DIFFERENT_DEFAULTS = {("CfgNode.merge_from_file", "allow_unsafe")}  # the host never loads unsafely
+
+
+def _parameters(function) -> dict[str, inspect.Parameter]:
+    return {n: p for n, p in inspect.signature(function).parameters.items() if n != "self"}
+
+
+def _check_signature(name: str, ours, theirs) -> None:
+    ours, theirs = _parameters(ours), _parameters(theirs)
+    common = [n for n in theirs if n in ours]
+    assert list(ours) == common, f"{name}: {list(ours)} is not a subset of {list(theirs)}"
+    for parameter in common:
+        if (name, parameter) not in DIFFERENT_DEFAULTS:
+            assert ours[parameter].default == theirs[parameter].default, f"{name}: {parameter}"
+            assert ours[parameter].kind == theirs[parameter].kind, f"{name}: {parameter}"
+
+
+def _shared() -> list[tuple[str, str, str]]:
+    """Name, detectron2's module and the host's module of everything in the toolbox."""
+    theirs, ours = (
+        {alias.asname or alias.name: (node, alias.name) for node in branch for alias in node.names}
+        for branch in _toolbox_branches()
+    )
+    return [
+        (
+            name,
+            theirs[name][0].module + ":" + theirs[name][1],
+            "detectron2_ddetr." + ours[name][0].module + ":" + ours[name][1],
+        )
+        for name in sorted(theirs)
+    ]
+
+
+def _resolve(path: str):
+    module, name = path.split(":")
+    module = importlib.import_module(module)
+    if not hasattr(module, name):
+        return importlib.import_module(f"{module.__name__}.{name}")
+    return getattr(module, name)
+
+
+@needs_detectron2
+@pytest.mark.parametrize("name, theirs, ours", _shared())
+def test_signatures_are_a_subset(name, theirs, ours):
+    theirs, ours = _resolve(theirs), _resolve(ours)
+    if inspect.ismodule(ours):
+        members = {
+            k: v
+            for k, v in vars(ours).items()
+            if not k.startswith("_") and getattr(v, "__module__", None) == ours.__name__
+        }
+        pairs = [(k, v, getattr(theirs, k)) for k, v in members.items() if callable(v)]
+    elif callable(ours):
+        pairs = [(name, ours, theirs)]
+    else:
+        assert type(ours).__name__ == type(theirs).__name__
+        pairs = [(name, type(ours), type(theirs))]
+    for label, our, their in pairs:
+        if inspect.isclass(our):
+            if "__init__" in vars(our):
+                _check_signature(label, our.__init__, their.__init__)
+            for method, function in vars(our).items():
+                if not method.startswith("_") and callable(getattr(our, method)):
+                    _check_signature(
+                        f"{label}.{method}", getattr(our, method), getattr(their, method)
+                    )
+        else:
+            _check_signature(label, our, their)
+
+
+def _flatten(cfg, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in cfg.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+@needs_detectron2
+def test_default_config(tmp_path):
+    from detectron2.config import get_cfg
+
+    ours, theirs = _flatten(host_config.get_cfg()), _flatten(get_cfg())
+    assert set(ours) <= set(theirs)
+    assert {k: (v, type(v)) for k, v in ours.items()} == {
+        k: (theirs[k], type(theirs[k])) for k in ours
+    }
+    path = tmp_path / "host.yaml"
+    path.write_text(host_config.get_cfg().dump())
+    loaded = get_cfg()
+    loaded.merge_from_file(str(path))
+    assert _flatten(loaded) == theirs
+
+
+@needs_detectron2
+@pytest.mark.parametrize("sizes", [[(7, 12)], [(7, 12), (10, 5)]])
+@pytest.mark.parametrize("divisibility", [0, 4])
+def test_image_list(sizes, divisibility):
+    from detectron2.structures import ImageList
+
+    images = [torch.rand(3, h, w) for h, w in sizes]
+    ours = structures.ImageList.from_tensors(images, divisibility, pad_value=0.5)
+    theirs = ImageList.from_tensors(images, divisibility, pad_value=0.5)
+    assert torch.equal(ours.tensor, theirs.tensor)
+    assert ours.image_sizes == theirs.image_sizes
+    assert torch.equal(ours[0], theirs[0])
+    constraints = {"size_divisibility": 8}
+    ours = structures.ImageList.from_tensors(images, padding_constraints=constraints)
+    theirs = ImageList.from_tensors(images, padding_constraints=constraints)
+    assert torch.equal(ours.tensor, theirs.tensor)
+
+
+@needs_detectron2
+def test_boxes_and_instances():
+    import detectron2.structures as d2
+
+    raw = torch.tensor([[1.0, 2.0, 30.0, 9.0], [-4.0, 3.0, 5.5, 40.0], [2.0, 2.0, 2.0, 8.0]])
+    results = []
+    for module in (structures, d2):
+        boxes = module.Boxes(raw.clone())
+        area, nonempty = boxes.area(), boxes.nonempty(2.0)
+        boxes.clip((10, 20))
+        boxes.scale(2.0, 3.0)
+        merged = module.Boxes.cat([boxes[0], boxes[1:], boxes[torch.tensor([True, False, True])]])
+        instances = module.Instances((10, 20), pred_boxes=boxes, scores=torch.arange(3.0))
+        instances.pred_classes = [1, 2, 3]
+        both = module.Instances.cat([instances, instances[1:]])
+        assert len(module.Boxes([])) == 0 and len(instances[-1]) == 1
+        results.append(
+            [area, nonempty, merged.tensor, both.pred_boxes.tensor, both.scores, both.pred_classes]
+            + [str(both), str(both.to("cpu")), len(both)]
+        )
+    for ours, theirs in zip(*results):
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+@needs_detectron2
+@pytest.mark.parametrize(
+    "box", [[1, 2, 3, 4], (1.1, 2.2, 3.3, 4.4), np.array([[0.1, 2.0, 3.3, 4.0]])]
+)
+@pytest.mark.parametrize("modes", [(0, 1), (1, 0), (0, 0)])
+def test_box_mode(box, modes):
+    import detectron2.structures as d2
+
+    ours, theirs = (
+        module.BoxMode.convert(box, *map(module.BoxMode, modes)) for module in (structures, d2)
+    )
+    assert type(ours) is type(theirs) and np.array_equal(np.array(ours), np.array(theirs))
+    assert [(m.name, m.value) for m in structures.BoxMode] == [
+        (m.name, m.value) for m in d2.BoxMode
+    ]
+
+
+RESNETS = [
+    {"DEPTH": 50},
+    {"DEPTH": 50, "RES5_DILATION": 2, "STRIDE_IN_1X1": False, "OUT_FEATURES": ["res3", "res5"]},
+    {"DEPTH": 18, "RES2_OUT_CHANNELS": 64, "NORM": "BN", "OUT_FEATURES": ["stem", "res4"]},
+]
+
+
+@needs_detectron2
+@pytest.mark.parametrize("options", RESNETS)
+@pytest.mark.parametrize("freeze_at", [0, 2])
+def test_resnet(options, freeze_at):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone
+
+    models = []
+    for make, build in ((host_config.get_cfg, modeling.build_backbone), (get_cfg, build_backbone)):
+        cfg = make()
+        cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+        for key, value in options.items():
+            cfg.MODEL.RESNETS[key] = value
+        torch.manual_seed(0)
+        models.append(build(cfg))
+    ours, theirs = models
+    state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(state)
+    assert all(torch.equal(v, state[k]) for k, v in ours.state_dict().items()), "another init"
+    assert [(n, p.requires_grad) for n, p in ours.named_parameters()] == [
+        (n, p.requires_grad) for n, p in theirs.named_parameters()
+    ]
+    assert {k: vars(v) for k, v in ours.output_shape().items()} == {
+        k: vars(v) for k, v in theirs.output_shape().items()
+    }
+    x = torch.rand(1, 3, 65, 97)
+    generator = torch.Generator().manual_seed(1)
+    for name, value in state.items():
+        if "running" in name or name.endswith(("norm.weight", "norm.bias")):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+    ours.load_state_dict(state)
+    outputs = ours.eval()(x), theirs.eval()(x)
+    assert list(outputs[0]) == list(outputs[1])
+    for name, feature in outputs[1].items():
+        assert torch.equal(outputs[0][name], feature), name
+
+
+@needs_detectron2
+def test_detector_postprocess():
+    import detectron2.structures as d2
+    from detectron2.modeling import detector_postprocess
+
+    raw = torch.tensor([[1.0, 2.0, 9.0, 7.0], [-3.0, 1.0, 50.0, 60.0], [21.0, 1.0, 30.0, 5.0]])
+    results = []
+    for module, function in (
+        (structures, modeling.detector_postprocess),
+        (d2, detector_postprocess),
+    ):
+        instances = module.Instances((10, 20), pred_boxes=module.Boxes(raw.clone()))
+        instances.scores = torch.arange(3.0)
+        results.append(function(instances, 30, 47))
+    assert results[0].image_size == results[1].image_size
+    assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
+    assert torch.equal(results[0].scores, results[1].scores)
+
+
+def _coco_json(path: Path) -> str:
+    rng = np.random.default_rng(0)
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": 60 + i, "width": 90 + 3 * i}
+        for i in (7, 3, 5, 11)
+    ]
+    annotations = []
+    for i in range(24):
+        x, y, w, h = (rng.random(4) * [50, 30, 40, 30] + [0, 0, 2, 2]).round(2).tolist()
+        annotation = {"id": i + 1, "image_id": (7, 3, 5)[i % 3], "category_id": (1, 4, 9)[i % 3]}
+        annotation |= {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(i % 11 == 10)}
+        if i % 4 == 0:
+            annotation["segmentation"] = [[x, y, x + w, y, x, y + h], [1.0, 2.0]]
+        if i % 8 == 5:
+            annotation["segmentation"] = [[x, y, x + w, y]]  # too few points
+        if i % 8 == 6:
+            annotation["segmentation"] = {"counts": [0, 60 * 90], "size": [60, 90]}
+        if i % 4 == 3:
+            annotation["keypoints"] = [3, 4, 2, 5, 6, 1]
+        annotations.append(annotation)
+    categories = [{"id": i, "name": n} for i, n in ((9, "c"), (1, "a"), (4, "b"))]
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return str(path)
+
+
+@needs_detectron2
+def test_coco_json(tmp_path):
+    from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+    from detectron2.data.datasets import load_coco_json, register_coco_instances
+
+    path, name = _coco_json(tmp_path / "a.json"), f"parity_{tmp_path.name}"
+    for dataset_name in (None, name):
+        ours = host_data.load_coco_json(path, "images", dataset_name, ["area"])
+        assert ours == load_coco_json(path, "images", dataset_name, ["area"])
+    for register, catalog, metadata, get_dicts in (
+        (
+            host_data.register_coco_instances,
+            host_data.DatasetCatalog,
+            host_data.MetadataCatalog,
+            host_data.get_detection_dataset_dicts,
+        ),
+        (register_coco_instances, DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts),
+    ):
+        register(name, {"extra": 1}, path, "images")
+        result = [
+            get_dicts(name),
+            get_dicts([name], filter_empty=False),
+            metadata.get(name).as_dict(),
+        ]
+        assert name in catalog.list()
+        for c in (catalog, metadata):
+            c.remove(name)
+        if catalog is host_data.DatasetCatalog:
+            ours = result
+    assert ours == result and len(ours[0]) == 3 and len(ours[1]) == 4
+
+
+@needs_detectron2
+def test_builtin_coco_metadata():
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in ("coco_2017_train", "coco_2017_val"):
+        ours, theirs = (
+            host_data.MetadataCatalog.get(name).as_dict(),
+            MetadataCatalog.get(name).as_dict(),
+        )
+        assert name in DatasetCatalog and name in host_data.DatasetCatalog
+        assert ours == {key: theirs[key] for key in ours}
+
+
+@needs_detectron2
+@pytest.mark.parametrize("max_dets", [None, 5])
+@pytest.mark.filterwarnings("ignore")
+def test_coco_evaluator(tmp_path, max_dets):
+    import detectron2.structures as d2
+    from detectron2.data import MetadataCatalog
+    from detectron2.evaluation import COCOEvaluator
+
+    path, name = _coco_json(tmp_path / "a.json"), f"eval_{tmp_path.name}"
+    dicts = host_data.load_coco_json(path, "")
+    generator, results, files = torch.Generator().manual_seed(0), [], []
+    boxes = []
+    for record in dicts:
+        truth = torch.tensor([a["bbox"] for a in record["annotations"]] or [[1.0, 2.0, 9.0, 9.0]])
+        boxes.append(truth.repeat(2, 1) + torch.randn(2 * len(truth), 4, generator=generator))
+    for module, evaluator, catalog in (
+        (structures, evaluation.COCOEvaluator, host_data.MetadataCatalog),
+        (d2, COCOEvaluator, MetadataCatalog),
+    ):
+        id_map = {1: 0, 4: 1, 9: 2}
+        catalog.get(name).set(json_file=path, thing_classes=["a", "b", "c"])
+        catalog.get(name).thing_dataset_id_to_contiguous_id = id_map
+        output_dir = tmp_path / module.__name__
+        evaluator = evaluator(name, output_dir=str(output_dir), max_dets_per_image=max_dets)
+        evaluator.reset()
+        for record, raw in zip(dicts, boxes):
+            xyxy = torch.cat((raw[:, :2], raw[:, :2] + raw[:, 2:]), 1)
+            output = module.Instances(
+                (record["height"], record["width"]), pred_boxes=module.Boxes(xyxy)
+            )
+            output.scores = torch.linspace(0.9, 0.1, len(raw))
+            classes = [id_map[a["category_id"]] for a in record["annotations"]] or [0]
+            output.pred_classes = torch.tensor(classes * 2)
+            evaluator.process([record], [{"instances": output}])
+        results.append(evaluator.evaluate())
+        files.append(json.loads((output_dir / "coco_instances_results.json").read_text()))
+    ours, theirs = (r["bbox"] for r in results)
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-6)
+    assert ours["AP"] > 1
+    assert files[0] == files[1]
+    assert evaluation.flatten_results_dict(results[0]) == {f"bbox/{k}": v for k, v in ours.items()}
+
+
+SOLVERS = [
+    {"STEPS": (30, 40, 60), "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.1, "GAMMA": 0.5},
+    {"LR_SCHEDULER_NAME": "WarmupCosineLR", "WARMUP_ITERS": 7, "BASE_LR_END": 1e-5},
+    {"WARMUP_ITERS": 0, "STEPS": (25,)},
+    {"WARMUP_METHOD": "constant", "WARMUP_ITERS": 5, "STEPS": (20,), "RESCALE_INTERVAL": True},
+]
+
+
+@needs_detectron2
+@pytest.mark.parametrize("options", SOLVERS)
+@pytest.mark.filterwarnings("ignore")
+def test_learning_rates(options):
+    from detectron2.config import get_cfg
+    from detectron2.solver import build_lr_scheduler
+
+    curves = []
+    for make, build in (
+        (host_config.get_cfg, solver.build_lr_scheduler),
+        (get_cfg, build_lr_scheduler),
+    ):
+        cfg = make()
+        cfg.SOLVER.MAX_ITER = 50
+        for key, value in options.items():
+            cfg.SOLVER[key] = value
+        parameters = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.1, 0.03)]
+        optimizer = torch.optim.SGD(parameters, lr=1.0)
+        scheduler, curve = build(cfg, optimizer), []
+        for _ in range(49):
+            curve.append([group["lr"] for group in optimizer.param_groups])
+            scheduler.step()
+        curves.append(curve)
+    assert curves[0] == curves[1]
+
+
+@needs_detectron2
+def test_parameter_groups():
+    from detectron2.solver import get_default_optimizer_params
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 1), torch.nn.GroupNorm(32, 32))
+    model.add_module("head", torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)))
+    model.head.add_module("tied", model.head[0])
+    model[0].bias.requires_grad_(False)
+    cases = [
+        {},
+        {"base_lr": 1.0, "weight_decay": 0.1, "weight_decay_norm": 0.0},
+        {"base_lr": 1.0, "bias_lr_factor": 2.0, "weight_decay_bias": 0.3},
+        {"base_lr": 1.0, "lr_factor_func": lambda n: 0.1 if n.startswith("head.0") else 1.0},
+        {"base_lr": 1.0, "overrides": {"weight": {"lr": 0.5}}},
+    ]
+    for kwargs in cases:
+        ours = solver.get_default_optimizer_params(model, **kwargs)
+        theirs = get_default_optimizer_params(model, **kwargs)
+        for group in (*ours, *theirs):
+            group["params"] = [id(p) for p in group["params"]]
+        assert ours == theirs
+    with pytest.raises(ValueError, match="base_lr"):
+        solver.get_default_optimizer_params(model, bias_lr_factor=2.0)
+
+
+@needs_detectron2
+@pytest.mark.parametrize("shape, dtype", [((20, 33, 3), np.uint8), ((20, 33, 3), np.float32)])
+def test_transforms(shape, dtype):
+    from detectron2.data import transforms as d2
+
+    rng = np.random.default_rng(0)
+    image = (rng.random(shape) * 255).astype(dtype)
+    boxes = np.array([[1.0, 2.0, 20.0, 9.0], [3.5, 4.0, 32.0, 19.0]], dtype=np.float32)
+    results = []
+    for module in (transforms, d2):
+        np.random.seed(3)
+        augmentations = module.AugmentationList(
+            [
+                module.RandomFlip(0.9),
+                module.ResizeTransform(20, 33, 41, 50),
+                module.CropTransform(5, 6, 30, 20),
+                module.RandomFlip(0.7, horizontal=False, vertical=True),
+            ]
+        )
+        aug_input = module.AugInput(image.copy(), boxes=boxes.copy())
+        tfms = augmentations(aug_input)
+        small = module.ResizeShortestEdge([10, 18], 25).get_transform(image)
+        inverse = module.ResizeTransform(41, 50, 20, 33).inverse()
+        results.append(
+            [aug_input.image, aug_input.boxes, tfms.apply_box(boxes), tfms.apply_image(image)]
+            + [small.apply_image(image), small.apply_box(boxes), inverse.apply_box(boxes)]
+            + [inverse.apply_segmentation((image[..., 0] > 99).astype(np.uint8))]
+        )
+        assert repr(module.RandomFlip(0.9)) == "RandomFlip(prob=0.9)"
+    for ours, theirs in zip(*results):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_detectron2
+@pytest.mark.parametrize("format", [None, "RGB", "BGR", "L"])
+def test_read_image(tmp_path, format):
+    from detectron2.data.detection_utils import read_image
+    from PIL import Image
+
+    image = Image.fromarray((np.random.default_rng(0).random((9, 14, 3)) * 255).astype(np.uint8))
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = str(tmp_path / f"{orientation}.png")
+        image.save(path, exif=exif)
+        ours = detection_utils.read_image(path, format)
+        np.testing.assert_array_equal(ours, read_image(path, format))
+        assert ours.shape[:2] == ((9, 14) if orientation in (1, 3) else (14, 9))
+
+
+@needs_detectron2
+def test_frozen_batch_norm():
+    from detectron2.layers import FrozenBatchNorm2d
+
+    norm = torch.nn.BatchNorm2d(4)
+    torch.nn.init.normal_(norm.weight)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    ours, theirs = (
+        cls.convert_frozen_batchnorm(norm) for cls in (layers.FrozenBatchNorm2d, FrozenBatchNorm2d)
+    )
+    assert ours.state_dict().keys() == theirs.state_dict().keys() and repr(ours) == repr(theirs)
+    for requires_grad in (False, True):
+        x = torch.rand(2, 4, 5, 3, requires_grad=requires_grad)
+        assert torch.equal(ours(x), theirs(x))
+
+
+@needs_detectron2
+def test_log_line_and_metrics(tmp_path, caplog, monkeypatch):
+    from detectron2.utils import events as d2
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outputs = []
+    for module in (host_events, d2):
+        path = tmp_path / f"{module.__name__}.json"
+        caplog.clear()
+        with module.EventStorage(3) as storage, caplog.at_level("INFO", "detectron2.utils.events"):
+            writers = [module.CommonMetricPrinter(100), module.JSONWriter(str(path))]
+            for i in range(3, 60):
+                storage.iter = i
+                storage.put_scalars(loss_a=i**0.5, total_loss=1 / i, data_time=0.25 + i)
+                if i > 5:
+                    storage.put_scalars(time=1.5 + i % 7)
+                storage.put_scalar("lr", 1e-4 * i, smoothing_hint=False)
+                storage.put_scalar("[metric]x", -i)
+                if i % 20 == 19:
+                    for writer in writers:
+                        writer.write()
+            latest = storage.latest_with_smoothing_hint(10), storage.count_samples("time", 9)
+        writers[1].close()
+        outputs.append([[r.getMessage() for r in caplog.records], path.read_text(), latest])
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0][0]) == 3 and "eta: 0:0" in outputs[0][0][0]
+
+
+@needs_detectron2
+def test_parser():
+    from detectron2.engine import default_argument_parser
+
+    argv = ["--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "3"]
+    ours, theirs = (
+        vars(parser().parse_args(argv))
+        for parser in (engine.default_argument_parser, default_argument_parser)
+    )
+    assert ours == theirs

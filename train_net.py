@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""
+Train or evaluate Deformable DETR.
+
+Everything is in the config: python train_net.py --config-file configs/X.yaml [KEY VALUE ...]
+"""
+
+import argparse
+import logging
+
+from detectron2_ddetr.checkpoint import Checkpointer
+from detectron2_ddetr.coco_json import check_datasets
+from detectron2_ddetr.config import load_config
+from detectron2_ddetr.engine import Trainer
+from detectron2_ddetr.toolbox import (
+    CfgNode,
+    comm,
+    default_argument_parser,
+    default_setup,
+    describe_toolbox,
+    launch,
+    setup_logger,
+    verify_results,
+)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, start logging and check the data sets before anything is built."""
+    cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    setup_logger(
+        cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr"
+    )
+    logging.getLogger("detectron2_ddetr").info(f"toolbox: {describe_toolbox()}")
+    check_datasets(cfg, eval_only=args.eval_only)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Runs in every process."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
