@@ -2,14 +2,19 @@
 """
 Train or evaluate Deformable DETR.
 
-Everything is in the config: python train_net.py --config-file configs/X.yaml [KEY VALUE ...]
+    python train_net.py --config-file configs/X.yaml [KEY VALUE ...]
+
+On a COCO json of your own, say what to call it, where it is, and how many classes it has:
+
+    python train_net.py --config-file configs/X.yaml --dataset cats cats.json images/ \\
+        DATASETS.TRAIN '("cats",)' DATASETS.TEST '("cats",)' MODEL.DEFORMABLE_DETR.NUM_CLASSES 2
 """
 
 import argparse
 import logging
 
 from detectron2_ddetr.checkpoint import Checkpointer
-from detectron2_ddetr.coco_json import check_datasets
+from detectron2_ddetr.coco_json import check_datasets, register_coco_json
 from detectron2_ddetr.config import load_config
 from detectron2_ddetr.engine import Trainer
 from detectron2_ddetr.toolbox import (
@@ -27,10 +32,10 @@ from detectron2_ddetr.toolbox import (
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, start logging and check the data sets before anything is built."""
     cfg = load_config(args.config_file, args.opts)
+    for name, json_file, image_root in args.dataset:
+        register_coco_json(name, json_file, image_root)
     default_setup(cfg, args)
-    setup_logger(
-        cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr"
-    )
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
     logging.getLogger("detectron2_ddetr").info(f"toolbox: {describe_toolbox()}")
     check_datasets(cfg, eval_only=args.eval_only)
     return cfg
@@ -54,7 +59,16 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+    parser = default_argument_parser(__doc__)
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a COCO json and its folder of images under a name; may be repeated",
+    )
+    arguments = parser.parse_args()
     launch(
         main,
         arguments.num_gpus,

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import pickle
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -34,16 +33,18 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
+    except OSError:
+        raise
+    except Exception as error:  # random bytes make an unpickler raise almost anything
+        if blocked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path}: not loaded, because a checkpoint may hold tensors and plain data only, "
+                f"and this one wants to call {blocked[1]}. If you trust its source, load it there "
+                "and save its state_dict() alone"
+            ) from error
         raise ValueError(
-            f"{path}: not loaded, because a checkpoint may hold tensors and plain data only"
-            + (f", and this one wants to call {blocked[1]}" if blocked else "")
-            + ". If you trust its source, load it there and save its state_dict() alone"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint, it is damaged or incomplete ({error}). "
+            f"{path}: not a readable checkpoint, it is damaged or incomplete, or not a file of "
+            f"torch.save ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
             "Copy or download it again, or go back to an earlier checkpoint"
         ) from error
     if not isinstance(checkpoint, dict):
@@ -51,6 +52,16 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             f"{path}: a checkpoint must be a dict, this is a {type(checkpoint).__name__}"
         )
     return checkpoint
+
+
+def model_state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
+    """The entry "model" of a checkpoint, or the checkpoint itself where it is a state dict."""
+    state_dict = checkpoint.get("model", checkpoint)
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+    ):
+        raise ValueError(f"{path}: no checkpoint of a model, its state dict must hold tensors only")
+    return state_dict
 
 
 def save_atomically(data: Any, path: str) -> None:
@@ -117,13 +128,17 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint {path} does not exist; check MODEL.WEIGHTS, or the file "
                 "last_checkpoint in OUTPUT_DIR"
             )
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # detectron2's, which after a refusal would refuse every other file too.
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = load_checkpoint_file(filename)
+        state_dict = model_state_dict(checkpoint, filename)
         if "model" not in checkpoint:
-            checkpoint = {"model": checkpoint}
-        state_dict = checkpoint["model"]
+            checkpoint = {"model": state_dict}
         if "layer1.0.conv1.weight" in state_dict:
             from .convert import convert_torchvision_state_dict
 

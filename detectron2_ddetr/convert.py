@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import REFINES, load_checkpoint_file, save_atomically
+from .checkpoint import REFINES, load_checkpoint_file, model_state_dict, save_atomically
 from .modeling.two_stage import OBJECTNESS_CHANNEL
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def convert_official_state_dict(
             keeps its objectness row first whatever is chosen.
 
     Raises:
-        ValueError: for unknown keys, or copies of a tensor that differ.
+        ValueError: for unknown keys, copies of a tensor that differ, or rows that do not exist.
     """
     _check_copies(state_dict)
     converted = {}
@@ -105,6 +105,11 @@ def convert_official_state_dict(
                 # Its other rows were trained as pure background; any will do.
                 rows = [OBJECTNESS_CHANNEL] + [r for r in rows if r != OBJECTNESS_CHANNEL]
                 rows = rows[: len(class_ids)]
+            if max(rows) >= len(tensor):
+                raise ValueError(
+                    f"{key} has {len(tensor)} classes, but row {max(rows)} is asked for: choose "
+                    "other class_ids, or keep all rows (--keep-91-classes)"
+                )
             tensor = tensor[rows]
         converted[name] = tensor
     return converted
@@ -158,8 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    checkpoint = load_checkpoint_file(args.official)
-    state_dict = checkpoint.get("model", checkpoint)
+    state_dict = model_state_dict(load_checkpoint_file(args.official), args.official)
     class_ids = None if args.keep_91_classes else COCO_CATEGORY_IDS
     converted = convert_official_state_dict(state_dict, class_ids=class_ids)
     refines = any(map(_TIED.match, state_dict))

@@ -110,8 +110,8 @@ class Trainer(DefaultTrainer):
             self.step_seed,
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            *([hooks.PeriodicCheckpointer(self.checkpointer, period)] if main else []),
             self.guard,
+            *([hooks.PeriodicCheckpointer(self.checkpointer, period)] if main else []),
             Diagnostics(),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),
@@ -135,8 +135,7 @@ class Trainer(DefaultTrainer):
             raise FloatingPointError(
                 f"iteration {self.iter} is not finite; the state before it is saved in "
                 f"{self.cfg.OUTPUT_DIR}\n{error}\n"
-                f"images of this process: {', '.join(self.data_loader.file_names())}\n"
-                "Look at their annotations, or lower SOLVER.BASE_LR"
+                "Look at the annotations of these images, or lower SOLVER.BASE_LR"
             ) from error
 
     def state_dict(self) -> dict:

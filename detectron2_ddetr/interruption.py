@@ -26,7 +26,7 @@ class InterruptionGuard(HookBase):
     Saves what would be lost. Goes right after the hook that steps the learning rate.
 
     A signal during a step takes effect when the step is complete, on all processes together;
-    otherwise (during evaluation, say) at once. A second one stops without waiting.
+    otherwise (during evaluation, say) at once. The same again stops without waiting.
     """
 
     def __init__(self, checkpointer: Checkpointer, optimizer: torch.optim.Optimizer):
@@ -85,8 +85,11 @@ class InterruptionGuard(HookBase):
 
     def _on_signal(self, signum: int, frame: object) -> None:
         name = signal.Signals(signum).name
-        if self._signum or not self._in_step:
+        if not self._in_step or self._signum == signum:
             raise TrainingInterrupted(signum)
+        if self._signum:
+            return  # SIGTERM to a whole process group arrives twice: as such, and as SIGINT when
+            # the launcher has died of it
         os.write(2, f"\n{name}: stopping after this iteration (again: at once)\n".encode())
         self._signum = signum
 

@@ -8,6 +8,10 @@ from torch import nn
 from .toolbox import CfgNode, get_default_optimizer_params
 
 
+class NonFiniteGradientError(FloatingPointError):
+    """The gradient of the whole model has no finite norm; nothing was updated."""
+
+
 class FullModelClipAdamW(torch.optim.AdamW):
     """
     AdamW that scales all gradients together when their common norm is too large.
@@ -30,7 +34,7 @@ class FullModelClipAdamW(torch.optim.AdamW):
         Clip, then update.
 
         Raises:
-            FloatingPointError: when a gradient is not finite; no parameter has changed then.
+            NonFiniteGradientError: when a gradient is not finite; no parameter has changed then.
         """
         loss = None
         if closure is not None:
@@ -39,7 +43,7 @@ class FullModelClipAdamW(torch.optim.AdamW):
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
         if not norm.isfinite():
-            raise FloatingPointError(f"the gradient norm of the model is {norm.item()}")
+            raise NonFiniteGradientError(f"the gradient norm of the model is {norm.item()}")
         super().step()
         return loss
 

@@ -105,6 +105,38 @@ else:
 def describe_toolbox() -> str:
     """One line: which toolbox is in use, and where it is."""
     if TOOLBOX == "host":
-        return "embedded host"
+        why = "detectron2 is not installed"
+        if "DDETR_TOOLBOX" in os.environ:
+            why = "the environment variable DDETR_TOOLBOX says so"
+        return f"embedded host, because {why}"
     module = importlib.import_module("detectron2")
     return f"detectron2 {module.__version__} ({os.path.dirname(module.__file__)})"
+
+
+def describe_environment() -> str:
+    """What is in use, as a table: toolbox, versions, devices, operator backend."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    from . import __version__
+    from .modeling.ms_deform_attn import describe_backend
+
+    packages = ("torchvision", "fvcore", "scipy", "pycocotools", "opencv-python", "numpy")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows = {
+        "detectron2_ddetr": f"{__version__} ({os.path.dirname(__file__)})",
+        "toolbox": describe_toolbox(),
+        "operator": describe_backend(),
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
+        **{name: metadata.version(name) for name in packages},
+        "GPUs": ", ".join(gpus) or "none",
+        "CPU threads": str(torch.get_num_threads()),
+    }
+    return "\n".join(f"{name:17s} {value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    print(describe_environment())

@@ -126,6 +126,9 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
         sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
+        # Its own, since starting the loader draws a number: from the global generator it would
+        # shift the dropout of the first iteration after a resume.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
+from .solver import NonFiniteGradientError
 from .toolbox import AMPTrainer, SimpleTrainer, comm
 
 
@@ -25,11 +26,18 @@ class LastBatch:
 
 class _FiniteLosses:
     """
-    Stops on all processes when a loss on any of them is not finite.
+    Stops on all processes when a loss or gradient is not finite on any of them.
 
     detectron2's own check names no image, runs on one process only and may be skipped between
     logged iterations. The data loader must be a :class:`LastBatch`.
     """
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except NonFiniteGradientError as error:
+            files = ", ".join(self.data_loader.file_names())
+            raise FloatingPointError(f"{error}; images of this process: {files}") from error
 
     def _write_metrics(
         self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None

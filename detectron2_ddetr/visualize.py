@@ -316,6 +316,14 @@ def _parse_args(args: Sequence[str] | None) -> argparse.Namespace:
         description="Draws predictions beside the ground truth, and the curves of the training.",
     )
     parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a COCO json and its folder of images under a name, as for train_net.py",
+    )
     parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST[0]")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--output", help="folder of the pictures; default: OUTPUT_DIR")
@@ -330,23 +338,19 @@ def main(args: Sequence[str] | None = None) -> None:
     import torch
 
     from .checkpoint import Checkpointer
-    from .coco_json import check_datasets
+    from .coco_json import check_datasets, register_coco_json
     from .config import load_config
     from .dataset_mapper import DeformableDETRDatasetMapper
     from .toolbox import DatasetCatalog, MetadataCatalog, build_model, setup_logger
 
     setup_logger(name=__package__)
     cfg = load_config(options.config_file, options.opts)
+    for dataset in options.dataset:
+        register_coco_json(*dataset)
     check_datasets(cfg, eval_only=True)
     output = options.output or cfg.OUTPUT_DIR
     model = build_model(cfg).eval()
-    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
-    weights = cfg.MODEL.WEIGHTS
-    if checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
-    if not weights:
-        raise ValueError(f"no checkpoint in {cfg.OUTPUT_DIR}; train first, or set MODEL.WEIGHTS")
-    checkpointer.load(weights)
+    Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True).resume_or_load(cfg.MODEL.WEIGHTS)
 
     name = cfg.DATASETS.TEST[0]
     dataset_dicts = list(islice(DatasetCatalog.get(name), options.num_images))

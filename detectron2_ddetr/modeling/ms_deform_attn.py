@@ -43,6 +43,11 @@ def ms_deform_attn(
     return output.view(num_images, num_queries, num_heads * value.shape[3])
 
 
+def describe_backend() -> str:
+    """One line: what computes :func:`ms_deform_attn`, and why."""
+    return "PyTorch (embedding_bag), because this version has no compiled kernels"
+
+
 def _bilinear_corners(
     num_positions: int, spatial_shapes: Tensor, sampling_locations: Tensor, attention: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,365 @@
+"""Images in, losses or Instances out: frames, padding, and inputs that are unusual."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from detectron2_ddetr import DeformableDETR
+from detectron2_ddetr.meta_arch import padding_mask
+from detectron2_ddetr.modeling import HungarianMatcher, SetCriterion
+from detectron2_ddetr.toolbox import (
+    BACKBONE_REGISTRY,
+    Backbone,
+    Boxes,
+    Instances,
+    ShapeSpec,
+    build_model,
+)
+
+from .conftest import VARIANTS, small_cfg
+
+NODE = "MODEL.DEFORMABLE_DETR."
+MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
+
+
+class TinyBackbone(Backbone):
+    """Odd names and strides, and a divisibility: "fine" (stride 6) and "coarse" (stride 12)."""
+
+    def __init__(self, size_divisibility=0):
+        super().__init__()
+        self.fine = nn.Conv2d(3, 5, 6, stride=6)
+        self.coarse = nn.Conv2d(5, 7, 2, stride=2)
+        self.divisibility = size_divisibility
+
+    @property
+    def size_divisibility(self):
+        return self.divisibility
+
+    def forward(self, x):
+        fine = self.fine(x)
+        return {"fine": fine, "coarse": self.coarse(fine)}
+
+    def output_shape(self):
+        return {"fine": ShapeSpec(channels=5, stride=6), "coarse": ShapeSpec(channels=7, stride=12)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_tiny_backbone(cfg, input_shape):
+    return TinyBackbone(size_divisibility=24)
+
+
+class FixedHead(nn.Module):
+    """Says what it was given; for every image the same queries."""
+
+    def __init__(self, logits, boxes):
+        super().__init__()
+        self.logits, self.boxes = torch.tensor(logits), torch.tensor(boxes)
+
+    def forward(self, features, padding_mask):
+        self.padding_mask = padding_mask
+        n = len(padding_mask)
+        logits, boxes = (x.expand(n, -1, -1) for x in (self.logits, self.boxes))
+        return {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
+
+
+def fixed_model(logits, boxes, num_detections=100, size_divisibility=0):
+    return DeformableDETR(
+        backbone=TinyBackbone(size_divisibility),
+        head=FixedHead(logits, boxes),
+        criterion=SetCriterion(HungarianMatcher()),
+        in_features=["fine", "coarse"],
+        pixel_mean=MEAN,
+        pixel_std=STD,
+        num_detections=num_detections,
+    ).eval()
+
+
+def image(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def sample(height, width, boxes=((3.0, 5.0, 20.0, 11.0),), classes=None, seed=0):
+    """A training sample; boxes (x0, y0, x1, y1) in pixels."""
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.int64)
+    return {"image": image(height, width, seed), "instances": instances}
+
+
+def build(*opts, config="deformable_detr_R_50_50ep.yaml", seed=0):
+    """A small model whose zero-initialised weights do something."""
+    torch.manual_seed(seed)
+    # With 32 channels the GroupNorm of a 1 x 1 map has one value per group, which PyTorch refuses.
+    model = build_model(small_cfg(NODE + "HIDDEN_DIM", 64, *opts, config=config))
+    for parameter in model.head.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+ONE_BOX = ([[2.0, -3.0, -4.0]], [[0.25, 0.5, 0.5, 0.2]])
+SIZES = [(13, 29), (31, 18), (24, 24)]
+
+
+@pytest.mark.parametrize("divisibility, padded", [(0, (31, 29)), (16, (32, 32))])
+def test_padded_batch_and_mask(divisibility, padded):
+    """Parity A1, A2: top left corner, zeros after normalisation, True = padding."""
+    model = fixed_model(*ONE_BOX, size_divisibility=divisibility)
+    inputs = [{"image": image(h, w, seed=h)} for h, w in SIZES]
+    images = model.preprocess_image(inputs)
+    tensor = np.zeros((3, 3, *padded), dtype=np.float32)
+    mask = np.ones((3, *padded), dtype=bool)
+    for i, (h, w) in enumerate(SIZES):
+        for channel in range(3):
+            for y in range(h):
+                tensor[i, channel, y, :w] = inputs[i]["image"][channel, y].numpy()
+                mask[i, y, :w] = False
+            tensor[i, channel, :h, :w] -= np.float32(MEAN[channel])
+            tensor[i, channel, :h, :w] /= np.float32(STD[channel])
+    assert images.image_sizes == SIZES
+    assert images.tensor.dtype == torch.float32
+    assert torch.equal(images.tensor, torch.from_numpy(tensor))
+    assert padding_mask(images).dtype == torch.bool
+    assert torch.equal(padding_mask(images), torch.from_numpy(mask))
+
+
+def test_normalisation_equals_the_official_one():
+    """Parity A2: torchvision's ToTensor and Normalize."""
+    from torchvision.transforms.functional import normalize
+
+    x = image(9, 5)
+    expected = normalize(x.double() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    images = fixed_model(*ONE_BOX).preprocess_image([{"image": x}])
+    assert_close(images.tensor[0].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_head_gets_the_mask_in_evaluation_too():
+    """PEERS 7.1: padding of a batch is masked whether training or not, and only padding."""
+    model = fixed_model(*ONE_BOX)
+    for training in (True, False):
+        model.train(training)
+        model([sample(30, 18), sample(24, 36)])
+        mask = model.head.padding_mask
+        assert mask.shape == (2, 30, 36)
+        assert not mask[0, :, :18].any() and mask[0, :, 18:].all()
+        assert not mask[1, :24].any() and mask[1, 24:].all()
+
+
+def test_positions_do_not_depend_on_the_batch():
+    """PEERS 7.1: encodings and valid ratios of an image, alone and padded."""
+    model = build(NODE + "NUM_FEATURE_LEVELS", 3).eval()
+    seen = []
+
+    def record(maps, masks, pos_embeds):
+        seen.append((masks, pos_embeds))
+        return encode(maps, masks, pos_embeds)
+
+    encode, model.head.transformer.encode = model.head.transformer.encode, record
+    small, large = {"image": image(64, 96)}, {"image": image(128, 160)}
+    with torch.no_grad():
+        model([small])
+        model([large, small])
+    (_, alone), (masks, batched) = seen
+    for level in range(3):
+        height, width = alone[level].shape[2:]
+        assert (~masks[level][1]).sum() == height * width
+        assert not masks[level][1, :height, :width].any()
+        assert_close(batched[level][1:, :, :height, :width], alone[level], rtol=0, atol=1e-5)
+
+
+def test_boxes_are_in_the_frame_of_the_output():
+    """Parity J74: fractions of the valid image times the size that is asked for."""
+    model = fixed_model(*ONE_BOX)
+    # (cx, cy, w, h) = (0.25, 0.5, 0.5, 0.2), so x from 0 to 0.5 and y from 0.4 to 0.6.
+    with torch.no_grad():
+        given, absent = model(
+            [{"image": image(40, 80), "height": 400, "width": 160}, {"image": image(60, 20)}]
+        )
+    assert given["instances"].image_size == (400, 160)
+    assert_close(given["instances"].pred_boxes.tensor[0], torch.tensor([0.0, 160.0, 80.0, 240.0]))
+    assert absent["instances"].image_size == (60, 20)
+    assert_close(absent["instances"].pred_boxes.tensor[0], torch.tensor([0.0, 24.0, 10.0, 36.0]))
+
+
+def test_boxes_are_clipped_to_the_output():
+    """Parity J75: the default of detectron2; what `inference` returns is not clipped."""
+    model = fixed_model([[1.0]], [[0.9, 0.5, 0.4, 1.5]])
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": image(40, 80)}])
+        raw = model.inference(model.network_outputs(images), images.image_sizes)[0]
+        clipped = model([{"image": image(40, 80)}])[0]["instances"]
+    assert_close(raw.pred_boxes.tensor, torch.tensor([[56.0, -10.0, 88.0, 50.0]]))
+    assert_close(clipped.pred_boxes.tensor, torch.tensor([[56.0, 0.0, 80.0, 40.0]]))
+
+
+@pytest.mark.parametrize("num_detections", [4, 100])
+def test_the_best_pairs_of_query_and_class(num_detections):
+    """Parity J74, J76: flat over queries and classes; all of them where there are fewer."""
+    logits = [[0.3, -1.0, 2.0], [1.5, 1.4, -3.0], [-0.5, 0.1, 0.2]]
+    boxes = [[0.2, 0.3, 0.2, 0.1], [0.5, 0.5, 0.4, 0.6], [0.7, 0.6, 0.1, 0.3]]
+    pairs = [(logits[query][label], query, label) for query in range(3) for label in range(3)]
+    pairs = sorted(pairs, reverse=True)[:num_detections]
+    with torch.no_grad():
+        result = fixed_model(logits, boxes, num_detections)([{"image": image(50, 100)}])
+    result = result[0]["instances"]
+    assert len(result) == len(pairs) == min(num_detections, 9)
+    assert result.pred_classes.tolist() == [label for _, _, label in pairs]
+    for i, (value, query, _) in enumerate(pairs):
+        cx, cy, w, h = boxes[query]
+        box = [100 * (cx - w / 2), 50 * (cy - h / 2), 100 * (cx + w / 2), 50 * (cy + h / 2)]
+        assert result.pred_boxes.tensor[i].tolist() == pytest.approx(box, abs=1e-3)
+        assert result.scores[i].item() == pytest.approx(1 / (1 + np.exp(-value)))
+
+
+def test_targets_are_fractions_of_the_valid_image():
+    """Not of the padded one; x by the width, y by the height."""
+    model = fixed_model(*ONE_BOX)
+    batch = [sample(20, 100, [(10.0, 4.0, 50.0, 12.0)], [2]), sample(7, 9, [])]
+    targets = model.prepare_targets([x["instances"] for x in batch])
+    assert_close(targets[0]["boxes"], torch.tensor([[0.3, 0.4, 0.4, 0.4]]))
+    assert targets[0]["labels"].tolist() == [2]
+    assert targets[1]["boxes"].shape == (0, 4) and len(targets[1]["labels"]) == 0
+
+
+def test_a_perfect_prediction_costs_nothing():
+    """Targets and predictions share their frame, in a padded batch."""
+    model = fixed_model(*ONE_BOX).train()
+    batch = [sample(40, 80, [(0.0, 16.0, 40.0, 24.0)]), sample(60, 20, [(0.0, 24.0, 10.0, 36.0)])]
+    losses = model(batch)
+    assert losses["loss_bbox"] < 1e-5 and losses["loss_giou"] < 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_returns_losses_only(variant):
+    """PEERS 7.7: detectron2 sums whatever the dict holds. PEERS 7.6: every layer is there."""
+    model = build(config=VARIANTS[variant])
+    losses = model([sample(40, 60), sample(50, 30)])
+    layers = ["", "_0", "_enc"] if variant == "two_stage" else ["", "_0"]
+    assert set(losses) == {f"loss_{term}{s}" for term in ("ce", "bbox", "giou") for s in layers}
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_no_gradient_in_evaluation():
+    """Under no_grad, as detectron2 evaluates, nothing is recorded; inputs are left alone."""
+    model = build().eval()
+    inputs = {"image": image(40, 60), "height": 20, "width": 30}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    original = inputs["image"].clone()
+    with torch.no_grad():
+        result = model([inputs])[0]["instances"]
+    assert set(result.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+    assert result.scores.grad_fn is None and result.pred_boxes.tensor.grad_fn is None
+    assert result.pred_classes.dtype == torch.int64
+    assert (result.scores[:-1] >= result.scores[1:]).all() and len(result) <= 36
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(inputs["image"], original)
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_moving_moves_everything(variant):
+    """No tensor is a plain attribute, which `.to` would miss."""
+    model = build(config=VARIANTS[variant])
+    model([sample(40, 60)])  # whatever is made on the way
+    for name, module in model.named_modules():
+        tensors = [k for k, v in vars(module).items() if isinstance(v, torch.Tensor)]
+        assert tensors == [], name
+    assert model.double().pixel_mean.dtype == torch.float64
+    assert model.eval()([sample(40, 60)])[0]["instances"].scores.isfinite().all()
+    assert model.to("meta").device.type == "meta"
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+
+
+def test_pixel_statistics_come_from_the_config_not_the_checkpoint():
+    assert not [key for key in build().state_dict() if "pixel" in key]
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+@pytest.mark.parametrize("boxes", [[[], []], [[], [(1.0, 2.0, 30.0, 20.0)]]])
+def test_images_without_objects(variant, boxes):
+    """A batch without any, and one image of two: finite losses and gradients."""
+    model = build(config=VARIANTS[variant])
+    losses = model([sample(40, 60, b) for b in boxes])
+    assert torch.stack(list(losses.values())).isfinite().all()
+    if not any(boxes):
+        assert all(v == 0 for k, v in losses.items() if not k.startswith("loss_ce"))
+    assert losses["loss_ce"] > 0
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in model.head.class_embed.parameters()]
+    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+
+
+def test_more_objects_than_queries():
+    generator = torch.Generator().manual_seed(0)
+    corners = 20 * torch.rand(30, 2, generator=generator)
+    boxes = torch.cat((corners, corners + 3 + 10 * torch.rand(30, 2, generator=generator)), 1)
+    losses = build()([sample(40, 60, boxes.tolist(), [i % 3 for i in range(30)])])
+    assert torch.stack(list(losses.values())).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_image_smaller_than_the_coarsest_stride(variant):
+    """7 x 13 pixels: maps of one cell, fewer tokens than queries."""
+    model = build(config=VARIANTS[variant])
+    losses = model([sample(7, 13, [(1.0, 2.0, 9.0, 6.0)])])
+    assert torch.stack(list(losses.values())).isfinite().all()
+    with torch.no_grad():
+        result = model.eval()([{"image": image(7, 13)}, {"image": image(40, 20)}])
+    for r, size in zip(result, [(7, 13), (40, 20)]):
+        assert r["instances"].scores.isfinite().all()
+        assert r["instances"].pred_boxes.tensor.isfinite().all()
+        assert r["instances"].image_size == size
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_training_and_evaluation_are_one_path(variant):
+    """Without dropout, the raw outputs are those that detections and losses are made of."""
+    model = build(config=VARIANTS[variant])
+    batch = [sample(40, 66), sample(50, 30, seed=3)]
+    raw = []
+    for training in (True, False):
+        model.train(training)
+        raw.append(model.network_outputs(model.preprocess_image(batch)))
+    for key in ("pred_logits", "pred_boxes"):
+        assert torch.equal(raw[0][key], raw[1][key])
+    results = model(batch)
+    losses = model.train()(batch)
+    targets = model.prepare_targets([x["instances"] for x in batch])
+    assert losses == model.criterion(raw[1], targets)
+    for logits, result in zip(raw[1]["pred_logits"], results):
+        scores = result["instances"].scores[:, None]
+        assert len(scores) > 0
+        assert (logits.sigmoid().flatten() - scores).abs().min(1).values.max() < 1e-6
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_any_backbone_will_do(refine):
+    """Other names and strides, padded to its divisibility, and levels made on top."""
+    opts = ["MODEL.BACKBONE.NAME", "build_tiny_backbone", NODE + "NUM_FEATURE_LEVELS", 3]
+    opts += [NODE + "IN_FEATURES", ["fine", "coarse"], NODE + "WITH_BOX_REFINE", refine]
+    model = build(*opts, NODE + "TWO_STAGE", refine)
+    batch = [sample(40, 50), sample(30, 70)]
+    assert model.preprocess_image(batch).tensor.shape == (2, 3, 48, 72)
+    losses = model(batch)
+    assert torch.stack(list(losses.values())).isfinite().all()
+    sum(losses.values()).backward()
+    assert model.backbone.fine.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert len(model.eval()(batch)[0]["instances"]) > 0
+
+
+def test_features_that_the_backbone_lacks_are_named():
+    opts = ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
+    with pytest.raises(ValueError) as error:
+        build(*opts, NODE + "IN_FEATURES", ["fine", "p7"])
+    for word in ("IN_FEATURES", "p7", "build_tiny_backbone", "coarse"):
+        assert word in str(error.value)
+    with pytest.raises(ValueError, match="res4"):
+        build("MODEL.RESNETS.OUT_FEATURES", ["res5"])

@@ -1,0 +1,275 @@
+"""Training as users run it: train_net.py in processes of their own, on a tiny data set."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from detectron2_ddetr.checkpoint import load_checkpoint_file
+
+from .conftest import ROOT
+
+TINY = """
+    MODEL.DEVICE cpu MODEL.WEIGHTS "" MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 50
+    MODEL.RESNETS.NORM BN MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+    MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.DEFORMABLE_DETR.HIDDEN_DIM 32
+    MODEL.DEFORMABLE_DETR.NHEADS 2 MODEL.DEFORMABLE_DETR.ENC_LAYERS 1
+    MODEL.DEFORMABLE_DETR.DEC_LAYERS 2 MODEL.DEFORMABLE_DETR.DIM_FEEDFORWARD 64
+    MODEL.DEFORMABLE_DETR.NUM_QUERIES 12 MODEL.DEFORMABLE_DETR.NUM_CLASSES 2
+    MODEL.DEFORMABLE_DETR.DROPOUT 0.1
+    INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 128 INPUT.CROP.ENABLED False
+    INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 128
+    DATASETS.TRAIN ("shapes",) DATASETS.TEST ("shapes",) DATALOADER.NUM_WORKERS 0
+    SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS () SOLVER.MAX_ITER 8 SOLVER.CHECKPOINT_PERIOD 100
+    TEST.EVAL_PERIOD 0
+""".split()
+TINY = [word.strip('"') for word in TINY]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Six images, 96 x 64, of two kinds of rectangles, as a COCO json."""
+    root = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(6):
+        image = np.full((64, 96, 3), 200, np.uint8)
+        for kind, colour, (w, h) in ((1, (255, 0, 0), (30, 14)), (2, (0, 0, 255), (12, 26))):
+            x, y = int(rng.integers(0, 96 - w)), int(rng.integers(0, 64 - h))
+            cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), colour, -1)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": i, "category_id": kind, "iscrowd": 0,
+                 "bbox": [x, y, w, h], "area": w * h}  # fmt: skip
+            )
+        cv2.imwrite(str(root / f"{i}.png"), image)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 96, "height": 64})
+    categories = [{"id": 1, "name": "lying"}, {"id": 2, "name": "standing"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "shapes.json").write_text(json.dumps(content))
+    return root
+
+
+def command(shapes, output, *arguments, opts=()):
+    """The command line and environment of a tiny training."""
+    words = [sys.executable, str(ROOT / "train_net.py")]
+    words += ["--config-file", str(ROOT / "configs" / "deformable_detr_R_50_box_refine_50ep.yaml")]
+    words += ["--dataset", "shapes", str(shapes / "shapes.json"), str(shapes), *arguments]
+    words += [*TINY, "OUTPUT_DIR", str(output), *map(str, opts)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return words, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def run(shapes, output, *arguments, opts=(), expected=0):
+    words, env = command(shapes, output, *arguments, opts=opts)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def last_checkpoint(output):
+    return load_checkpoint_file(str(output / (output / "last_checkpoint").read_text()))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run(shapes, output)
+    return last_checkpoint(output)
+
+
+def assert_same_run(resumed, reference):
+    """Weights, optimiser, schedule and seed, to the bit."""
+    assert resumed.keys() == reference.keys()
+    assert_close(resumed["model"], reference["model"], rtol=0, atol=0)
+    assert resumed["trainer"]["iteration"] == reference["trainer"]["iteration"] == 7
+    assert resumed["trainer"]["hooks"] == reference["trainer"]["hooks"]
+    ours, theirs = (x["trainer"]["_trainer"]["optimizer"] for x in (resumed, reference))
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
+
+
+def wait_for(process, output, iteration):
+    """Until a checkpoint of at least this iteration is there."""
+    deadline = time.monotonic() + 120
+    while not list(output.glob(f"model_{iteration:07d}.pth")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_resumed(shapes, uninterrupted, tmp_path, signum):
+    """Ctrl-C, SIGTERM and kill -9 leave a checkpoint; what follows equals not having stopped."""
+    words, env = command(shapes, tmp_path, opts=["SOLVER.CHECKPOINT_PERIOD", 2])
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(process, tmp_path, iteration=1)
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum)
+    stopped_at = last_checkpoint(tmp_path)["trainer"]["iteration"]
+    assert 1 <= stopped_at
+    log = run(shapes, tmp_path, "--resume")
+    if stopped_at < 7:
+        assert f"Starting training from iteration {stopped_at + 1}" in log
+    assert_same_run(last_checkpoint(tmp_path), uninterrupted)
+
+
+def test_resumed_across_an_epoch_with_workers(shapes, uninterrupted, tmp_path):
+    """The order of the data survives: 8 iterations of 2 images are 2.7 epochs of 6."""
+    run(shapes, tmp_path, opts=["SOLVER.MAX_ITER", 3, "DATALOADER.NUM_WORKERS", 2])
+    run(shapes, tmp_path, "--resume", opts=["DATALOADER.NUM_WORKERS", 1])
+    assert_same_run(last_checkpoint(tmp_path), uninterrupted)
+
+
+def test_killed_before_the_first_checkpoint(shapes, uninterrupted, tmp_path):
+    """The state before the first iteration is saved too."""
+    words, env = command(shapes, tmp_path)
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "last_checkpoint").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert last_checkpoint(tmp_path)["trainer"]["iteration"] == -1
+    run(shapes, tmp_path, "--resume")
+    assert_same_run(last_checkpoint(tmp_path), uninterrupted)
+
+
+def test_random_seed_is_resumed(shapes, tmp_path):
+    """Without a SEED one is drawn, and remembered by the checkpoint."""
+    run(shapes, tmp_path, opts=["SEED", -1, "SOLVER.MAX_ITER", 2])
+    seed = last_checkpoint(tmp_path)["trainer"]["hooks"]["StepSeed"]["seed"]
+    run(shapes, tmp_path, "--resume", opts=["SEED", -1, "SOLVER.MAX_ITER", 4])
+    assert last_checkpoint(tmp_path)["trainer"]["hooks"]["StepSeed"]["seed"] == seed
+
+
+def test_two_processes_equal_one(shapes, tmp_path):
+    """Parity I66: the gradients of two CPU processes are those of one with the same batch."""
+    opts = ["MODEL.DEFORMABLE_DETR.DROPOUT", 0.0, "MODEL.RESNETS.NORM", "FrozenBN",
+            "INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", 1]  # fmt: skip
+    moments = []
+    for arguments in ([], ["--num-gpus", "2", "--dist-url", "auto"]):
+        output = tmp_path / str(len(arguments))
+        log = run(shapes, output, *arguments, opts=opts)
+        assert f"World size: {2 if arguments else 1}" in log
+        state = last_checkpoint(output)["trainer"]["_trainer"]["optimizer"]["state"]
+        moments.append({i: s["exp_avg"] for i, s in state.items()})  # 0.1 times the gradients
+    assert_close(moments[1], moments[0], rtol=1e-3, atol=1e-7)
+
+
+def test_two_processes_stopped_and_resumed(shapes, tmp_path):
+    """SIGTERM to the launcher: the processes agree on the iteration, and go on from there."""
+    words, env = command(
+        shapes, tmp_path, "--num-gpus", "2", "--dist-url", "auto",
+        opts=["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 500],
+    )  # fmt: skip
+    process = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    wait_for(process, tmp_path, iteration=1)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    stopped_at = last_checkpoint(tmp_path)["trainer"]["iteration"]
+    log = run(
+        shapes, tmp_path, "--resume", "--num-gpus", "2", "--dist-url", "auto",
+        opts=["SOLVER.MAX_ITER", stopped_at + 3],
+    )  # fmt: skip
+    assert f"Starting training from iteration {stopped_at + 1}" in log
+
+
+def test_non_finite_loss(shapes, tmp_path):
+    """The error has the iteration, the loss terms and the images; the step before it is saved."""
+    log = run(shapes, tmp_path, opts=["SOLVER.BASE_LR", "1e15", "SOLVER.MAX_ITER", 6], expected=1)
+    message = log[log.rindex("FloatingPointError") :]
+    iteration = int(re.search(r"iteration (\d+) is not finite", message)[1])
+    assert "loss_bbox_0" in message and re.search(r"shapes\S*/\d\.png", message)
+    checkpoint = last_checkpoint(tmp_path)
+    assert checkpoint["trainer"]["iteration"] == iteration - 1
+
+
+def test_unreadable_image_loses_nothing(shapes, tmp_path):
+    """A truncated image is named, and the iterations before it are saved."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in shapes.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damaged = folder / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    output = tmp_path / "output"
+    log = run(folder, output, expected=1)
+    assert "3.png" in log and "cannot be decoded" in log
+    last = last_checkpoint(output)["trainer"]["iteration"]
+    assert f"training stopped after {last + 1} of 8 iterations" in log
+
+
+def test_wrong_number_of_classes_stops_at_once(shapes, tmp_path):
+    """Before the model is built."""
+    log = run(shapes, tmp_path, opts=["MODEL.DEFORMABLE_DETR.NUM_CLASSES", 5], expected=1)
+    assert "NUM_CLASSES is 5 but data set 'shapes' has 2 classes (lying, standing)" in log
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_evaluation(shapes, tmp_path):
+    """--eval-only on a checkpoint gives the AP of the training's own evaluation."""
+    log = run(shapes, tmp_path, opts=["SOLVER.MAX_ITER", 2])
+    again = run(
+        shapes, tmp_path, "--eval-only", opts=["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
+    )
+    found = [re.findall(r"copypaste: (\d\S+)", text)[-1] for text in (log, again)]
+    assert found[0] == found[1]
+    resumed = run(shapes, tmp_path, "--eval-only", "--resume")
+    assert re.findall(r"copypaste: (\d\S+)", resumed)[-1] == found[0]
+
+
+def test_evaluation_needs_trained_weights(shapes, tmp_path):
+    """Random weights are not evaluated by accident."""
+    log = run(shapes, tmp_path, "--eval-only", expected=1)
+    assert "no weights to evaluate" in log
+
+
+def test_learns(shapes, tmp_path):
+    """Overfits six images: x and y, classes and coordinates are all in their place."""
+    opts = ["SOLVER.MAX_ITER", 260, "SOLVER.BASE_LR", 2e-3, "SOLVER.BACKBONE_MULTIPLIER", 1.0,
+            "MODEL.DEFORMABLE_DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 6,
+            "SOLVER.STEPS", "(200,)", "SOLVER.LINEAR_PROJ_MULTIPLIER", 1.0]  # fmt: skip
+    run(shapes, tmp_path, opts=opts)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    losses = [m["total_loss"] for m in metrics if "total_loss" in m]
+    assert losses[-1] < 0.35 * losses[0]
+    assert metrics[-1]["bbox/AP50"] > 80
+
+
+def test_progress_is_shown(shapes, tmp_path):
+    """Iteration, losses and the time that is left."""
+    log = run(shapes, tmp_path, opts=["SOLVER.MAX_ITER", 22])
+    assert re.search(r"eta: \d+:\d\d:\d\d\s+iter: 19\s+total_loss: \d", log)
+    assert "class_error" in Path(tmp_path / "metrics.json").read_text()
+
+
+def test_model_trains_with_every_variant():
+    """Every trainable parameter gets a gradient in all five variants (SPEC 1.15)."""
+    from detectron2_ddetr.toolbox import Boxes, Instances, build_model
+
+    from .conftest import VARIANTS, small_cfg
+
+    for config in VARIANTS.values():
+        model = build_model(small_cfg(config=config)).train()
+        instances = Instances((96, 128))
+        instances.gt_boxes = Boxes(torch.tensor([[10.0, 20.0, 60.0, 50.0]]))
+        instances.gt_classes = torch.tensor([1])
+        batch = [{"image": torch.rand(3, 96, 128) * 255, "instances": instances}]
+        losses = model(batch)
+        assert all(name.startswith("loss_") for name in losses)
+        sum(losses.values()).backward()
+        without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, (config, without)

@@ -1,0 +1,235 @@
+#!/usr/bin/env python
+"""
+Seconds per training step and per image, beside a peer in the same run.
+
+The two sides take turns (A B A B ...) and the ratio is the median of the ratios of neighbours, so
+what slows the machine down for a while slows both. Weights are random: MODEL.WEIGHTS is not read.
+
+`--peer MODULE:FUNCTION` names any other implementation on the Python path. The function takes a
+dict, {"config_file", "opts", "config": the config}, and returns two functions:
+
+* `train_step(images, targets) -> float`: forward, loss, backward, clip, update; the loss.
+* `infer(images) -> None`: network and post-processing.
+
+`images` are normalised, (3, h, w) float32; `targets` have "labels" and "boxes", (cx, cy, w, h) in
+[0, 1]. They are the tensors that the model itself reads, which is checked before anything is timed.
+"""
+
+import argparse
+import ctypes
+import datetime
+import gc
+import importlib
+import math
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # measure this clone
+
+from detectron2_ddetr.config import load_config  # noqa: E402
+from detectron2_ddetr.engine import Trainer  # noqa: E402
+from detectron2_ddetr.toolbox import Boxes, CfgNode, Instances, describe_environment  # noqa: E402
+from detectron2_ddetr.train_loader import build_train_loader  # noqa: E402
+
+Sides = dict[str, Callable[[], object]]
+PROC = Path("/proc")  # of Linux
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def synthetic_batch(cfg: CfgNode, size: tuple[int, int], num_boxes: int) -> list[dict]:
+    """SOLVER.IMS_PER_BATCH noise images of that (height, width), with as many random boxes each."""
+    random = torch.Generator().manual_seed(0)
+    batch = []
+    for _ in range(cfg.SOLVER.IMS_PER_BATCH):
+        corners = torch.rand(2, num_boxes, 2, generator=random) * torch.tensor(size[::-1])
+        boxes = Boxes(torch.cat((corners.amin(0), corners.amax(0)), dim=1))
+        num_classes = cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES
+        labels = torch.randint(num_classes, (num_boxes,), generator=random)
+        image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=random)
+        batch.append({"image": image, "instances": Instances(size, gt_boxes=boxes, gt_classes=labels)})
+    return batch
+
+
+def seen_by_model(model: nn.Module, batch: list[dict]) -> tuple[list[Tensor], list[dict]]:
+    """The images, without their padding, and the targets that the network really receives."""
+    images, targets = [], []
+    hooks = [
+        model.backbone.register_forward_pre_hook(lambda _, inputs: images.extend(inputs[0])),
+        model.criterion.register_forward_pre_hook(lambda _, inputs: targets.extend(inputs[1])),
+    ]
+    with torch.no_grad():
+        model.train()(batch)
+    for hook in hooks:
+        hook.remove()
+    sizes = [x["image"].shape[-2:] for x in batch]
+    return [x[:, :h, :w].clone() for x, (h, w) in zip(images, sizes)], targets
+
+
+def same_inputs(first: tuple[list[Tensor], list[dict]], other: tuple) -> bool:
+    """Whether two results of :func:`seen_by_model` are equal to the bit."""
+    flat = [
+        [*images, *(target[key] for target in targets for key in ("labels", "boxes"))]
+        for images, targets in (first, other)
+    ]
+    return all(map(torch.equal, *flat))
+
+
+def our_functions(cfg: CfgNode, model: nn.Module) -> tuple[Callable, Callable]:
+    """(train_step, infer) of this package; both take a batch of the data loader."""
+    optimizer = Trainer.build_optimizer(cfg, model)
+
+    def train_step(batch: list[dict]) -> float:
+        if not model.training:  # setting the mode costs a millisecond, once
+            model.train()
+        loss = sum(model(batch).values())
+        value = loss.item()  # as the trainer does: an update needs a finite loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()  # clips as well
+        return value
+
+    @torch.no_grad()
+    def infer(batch: list[dict]) -> None:
+        if model.training:
+            model.eval()
+        model(batch)
+
+    return train_step, infer
+
+
+def measure(
+    sides: Sides, repeat: int, warmup: int, clock: Callable[[], float], device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call of each side, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for turn in range(-warmup, repeat):
+        for name, run in sides.items():
+            gc.collect()
+            wait()
+            start = clock()
+            run()
+            wait()
+            if turn >= 0:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """Most memory that a call needs beyond what is held before; None where that is not known."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if platform.libc_ver()[0] != "glibc":
+        return None
+
+    def kib(name: str) -> int:
+        return int(re.search(rf"{name}:\s*(\d+)", (PROC / "self" / "status").read_text())[1])
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or reusing it would not count
+    (PROC / "self" / "clear_refs").write_text("5")  # resets VmHWM, the peak of VmRSS
+    before = kib("VmRSS")
+    run()
+    return (kib("VmHWM") - before) / 1024
+
+
+def machine(device: torch.device) -> str:
+    """The processor that does the work, and how many of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = (PROC / "cpuinfo").read_text() if PROC.exists() else ""
+    name = re.search(r"model name\s*: (.*)", info)
+    return f"{name[1] if name else platform.processor()}, {os.cpu_count()} cores"
+
+
+def summary(seconds: dict[str, list[float]]) -> list[str]:
+    """Cells: ours, peer, ratio ours / peer; median and [least, most]. Empty without a peer."""
+    ratios = [a / b for a, b in zip(seconds["ours"], seconds.get("peer", []))]
+    cells = [seconds["ours"], seconds.get("peer", []), ratios]
+    return [f"{statistics.median(x):.3f} [{min(x):.3f}, {max(x):.3f}]" if x else "" for x in cells]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    add = parser.add_argument
+    add("--config-file", required=True)
+    add("--image-size", nargs=2, type=int, help="H W of noise images; default: the training set")
+    add("--num-boxes", type=int, default=10, help="per noise image")
+    add("--batch-size", type=int, help="default: SOLVER.IMS_PER_BATCH")
+    add("--peer", metavar="MODULE:FUNCTION", help="see the top of this file")
+    add("--repeat", type=int, default=10, help="timed turns of each side")
+    add("--warmup", type=int, default=2, help="turns that are not counted")
+    add("--threads", type=int, help="default: PyTorch's own choice")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1: on a busy machine")
+    add("--markdown", action="store_true", help="print rows for BENCHMARKS.md")
+    add("opts", nargs="*", help="KEY VALUE pairs that change the config")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    opts = args.opts + (["SOLVER.IMS_PER_BATCH", args.batch_size] if args.batch_size else [])
+    cfg = load_config(args.config_file, opts)
+    if cfg.SOLVER.AMP.ENABLED:
+        raise SystemExit("SOLVER.AMP.ENABLED: only float32 is measured")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(max(cfg.SEED, 0))
+    model = Trainer.build_model(cfg)
+    device = model.device
+    load = os.getloadavg()[0]
+    if args.image_size:
+        batch = synthetic_batch(cfg, tuple(args.image_size), args.num_boxes)
+    else:
+        batch = next(iter(build_train_loader(cfg, seed=max(cfg.SEED, 0))))
+    train_step, infer = our_functions(cfg, model)
+    training: Sides = {"ours": lambda: train_step(batch)}
+    inference: Sides = {"ours": lambda: infer(batch[:1])}
+    if args.peer:
+        images, targets = seen = seen_by_model(model, batch)
+        module, function = args.peer.split(":")
+        description = {"config_file": args.config_file, "opts": opts, "config": cfg}
+        peer_step, peer_infer = getattr(importlib.import_module(module), function)(description)
+        training["peer"] = lambda: peer_step(images, targets)
+        inference["peer"] = lambda: peer_infer(images[:1])
+
+    losses = {name: run() for name, run in training.items()}
+    if not all(map(math.isfinite, losses.values())):
+        raise SystemExit(f"a loss is not finite, nothing was timed: {losses}")
+    for run in inference.values():
+        run()
+    if args.peer and not same_inputs(seen, seen_by_model(model, batch)):
+        raise SystemExit("the two sides did not read the same images and targets")
+
+    sizes = " ".join(sorted({"x".join(map(str, x["image"].shape[-2:])) for x in batch}))
+    clock = f"{args.repeat} turns, {args.clock} clock, load {load:.1f} before"
+    setting = f"{machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    setting = f"{clock}, {setting}, {datetime.date.today().isoformat()}"
+    if not args.markdown:
+        print("| config | what | ours, s | peer, s | ours / peer | ours, MiB | peer, MiB | how |")
+    for name, sides, size in (("training step", training, len(batch)), ("inference", inference, 1)):
+        cells = summary(measure(sides, args.repeat, args.warmup, CLOCKS[args.clock], device))
+        peaks = [peak_extra_mib(sides[k], device) if k in sides else None for k in ("ours", "peer")]
+        cells += ["" if peak is None else f"{peak:.0f}" for peak in peaks]
+        what = f"{name}, batch {size}, {sizes}"
+        print("|", " | ".join([Path(args.config_file).stem, what, *cells, setting]), "|", flush=True)
+    if not args.markdown:
+        boxes = sum(len(x["instances"]) for x in batch)
+        print(f"\nmedian [least, most]; {boxes} boxes; first losses {losses}\n{describe_environment()}")
+
+
+if __name__ == "__main__":
+    main()
