@@ -1,5 +1,6 @@
 """Deformable DETR for detectron2. Importing it registers the meta-architecture `DeformableDETR`."""
 
+import importlib
 import importlib.util
 import warnings
 
@@ -19,6 +20,4 @@ def __getattr__(name: str):
     """
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import plugin
-
-    return getattr(plugin, name)
+    return getattr(importlib.import_module(".plugin", __name__), name)

@@ -1,6 +1,7 @@
 """Checkpoints: read as data only, checked before anything is overwritten, written atomically."""
 
 import argparse
+import glob
 import logging
 import os
 import re
@@ -66,7 +67,7 @@ def model_state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]
 
 def save_atomically(data: Any, path: str) -> None:
     """Write with `torch.save` so that `path` holds either its old content or all of the new."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as f:
             torch.save(data, f)
@@ -107,6 +108,8 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {path}")
         save_atomically(data, path)
         self.tag_last_checkpoint(f"{name}.pth")
+        for abandoned in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth.tmp")):
+            os.remove(abandoned)  # by a run that was killed while it was saving
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")

@@ -141,7 +141,8 @@ def linear(layer, x):
 
 def layer_norm(norm, x):
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    scale = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return centred / scale * norm.weight + norm.bias
 
 
 def deformable_attention_loop(attn, query, reference, src, shapes, padding_mask):

@@ -85,9 +85,11 @@ def test_loop(alpha):
 
 def test_class_error():
     """Parity I70: the percentage of matched queries whose best class is wrong; not a loss."""
-    outputs = {"pred_logits": torch.tensor([[[3.0, 1, 0], [0, 2, 1], [1, 0, 0], [9, 0, 0]]]),
-               "pred_boxes": torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1],
-                                            [0.6, 0.6, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1]]])}  # fmt: skip
+    centres = torch.tensor([[0.2, 0.4, 0.6, 0.9]])[..., None].expand(1, 4, 2)
+    outputs = {
+        "pred_logits": torch.tensor([[[3.0, 1, 0], [0, 2, 1], [1, 0, 0], [9, 0, 0]]]),
+        "pred_boxes": torch.cat((centres, torch.full((1, 4, 2), 0.1)), -1),
+    }
     targets = [{"labels": torch.tensor([0, 1, 2]), "boxes": outputs["pred_boxes"][0, :3]}]
     criterion = SetCriterion(HungarianMatcher(cost_bbox=1000.0))
     losses = criterion(outputs, targets)
@@ -125,10 +127,9 @@ def test_more_targets_than_queries():
     sum(losses.values()).backward()
     moved = outputs["pred_boxes"].grad.abs().sum(-1) > 0
     assert moved.sum(1).tolist() == [3, 1]
-    # each of the four matched boxes has |d L1 / d cx| = 5 / 8 plus what GIoU adds
+    # the L1 loss has weight 5 and all eight targets are counted
     only_l1 = SetCriterion(HungarianMatcher(), giou_weight=0.0)
-    again = leaves(outputs)
-    again = {name: x.detach().requires_grad_() for name, x in again.items()}
+    again = leaves({name: x.detach() for name, x in outputs.items()})
     sum(only_l1(again, targets).values()).backward()
     slopes = again["pred_boxes"].grad.abs()
     assert_close(slopes[slopes > 0], torch.full((16,), 5 / 8, dtype=torch.float64))

@@ -48,23 +48,26 @@ def test_criterion(case_id):
     assert_close(outputs["pred_boxes"].grad, case["grad_boxes"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture(scope="module", params=list(VARIANTS))
-def loaded(request):
-    variant = request.param
+def load_variant(variant):
     case = golden.load(f"model_{variant}")
     cfg = golden.config(variant, case)
     model = build_model(cfg)
     official = golden.official_state_dict(variant, case["config"]["seed"])
     model.load_state_dict(convert_official_state_dict(official), strict=True)
     images = ImageList.from_tensors([case["image_0"], case["image_1"]])
-    return variant, case, cfg, model, images
+    return case, cfg, model, images
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def loaded(request):
+    case, _, model, images = load_variant(request.param)
+    with torch.no_grad():
+        return case, model, model.eval().network_outputs(images)
 
 
 def test_model_outputs(loaded):
     """Parity H56: logits and boxes of all layers, padded batch of two sizes."""
-    _, case, _, model, images = loaded
-    with torch.no_grad():
-        outputs = model.eval().network_outputs(images)
+    case, _, outputs = loaded
     assert_close(outputs["pred_logits"], case["pred_logits"], rtol=0, atol=1e-4)
     assert_close(outputs["pred_boxes"], case["pred_boxes"], rtol=0, atol=1e-4)
     for i, aux in enumerate(outputs["aux_outputs"]):
@@ -77,11 +80,9 @@ def test_model_outputs(loaded):
 
 def test_model_losses(loaded):
     """Parity I68, I71: every weighted loss of every layer, and the assignment of the last."""
-    _, case, _, model, images = loaded
+    case, model, outputs = loaded
     targets = golden.targets(case)
-    with torch.no_grad():
-        outputs = model.eval().network_outputs(images)
-        losses = model.criterion(outputs, targets)
+    losses = model.criterion(outputs, targets)
     weights = {k: w for k, w in case["weight_dict"].items() if f"loss/{k}" in case}
     assert set(losses) == set(weights)
     for name, weight in weights.items():
@@ -93,9 +94,7 @@ def test_model_losses(loaded):
 
 def test_model_detections(loaded):
     """Parity J74, J75: scores, labels and unclipped boxes for other target sizes."""
-    _, case, _, model, images = loaded
-    with torch.no_grad():
-        outputs = model.eval().network_outputs(images)
+    case, _, outputs = loaded
     selected = sigmoid_topk(outputs["pred_logits"], outputs["pred_boxes"], 100)
     for i, (scores, labels, boxes) in enumerate(zip(*selected)):
         height, width = case["sizes"][i].tolist()
@@ -106,13 +105,10 @@ def test_model_detections(loaded):
         assert_close((boxes * size)[same], case[f"post_boxes_{i}"][same], rtol=1e-4, atol=0.1)
 
 
-def test_training_trajectory(loaded):
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_training_trajectory(variant):
     """Parity K83-K85: losses and gradient norms over optimiser steps."""
-    _, case, cfg, model, images = loaded
-    if "train_losses" not in case:
-        pytest.skip("no trajectory is stored for this variant")
-    official = golden.official_state_dict(loaded[0], case["config"]["seed"])
-    model.load_state_dict(convert_official_state_dict(official), strict=True)
+    case, cfg, model, images = load_variant(variant)
     model.train()
     optimizer = build_optimizer(cfg, model)
     targets = golden.targets(case)

@@ -12,7 +12,6 @@ from detectron2_ddetr.modeling import MSDeformAttn, ms_deform_attn
 from .modeling_cases import deformable_attention_loop, ms_deform_attn_loop, randomise
 
 LEVELS = [(3, 5), (2, 7), (1, 1)]
-NAMES = ("value", "sampling_locations", "attention_weights")
 
 
 def make_inputs(
@@ -137,9 +136,8 @@ def test_unusable_location(bad, axis):
     grads = torch.autograd.grad(out.sum(), inputs)
     assert all(grad.isfinite().all() for grad in grads)
     assert (grads[1][1, 2, 1, 0, 1] == 0).all() and grads[2][1, 2, 1, 0, 1] == 0
-    assert_close(
-        grads[0], torch.autograd.grad(ms_deform_attn(value, shapes, harmless, muted).sum(), value)[0]
-    )
+    without = ms_deform_attn(value, shapes, harmless, muted).sum()
+    assert_close(grads[0], torch.autograd.grad(without, value)[0])
 
 
 def strided(x):

@@ -97,4 +97,5 @@ def test_box_loop():
         for q in range(3):
             for k in range(24):
                 radians = boxes[n, q, k // 6].item() * 2 * math.pi
-                assert encoded[n, q, k].item() == pytest.approx(feature(radians, k % 6, 6), abs=1e-5)
+                expected = feature(radians, k % 6, 6)
+                assert encoded[n, q, k].item() == pytest.approx(expected, abs=1e-5)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,11 @@ import torch
 from detectron2_ddetr import host
 from detectron2_ddetr.host import config as host_config
 from detectron2_ddetr.host import data as host_data
-from detectron2_ddetr.host import events as host_events
 from detectron2_ddetr.host import (
     detection_utils,
     engine,
     evaluation,
-    layers,
+    hooks,
     modeling,
     solver,
     structures,
@@ -29,7 +29,7 @@ from detectron2_ddetr.host import (
 )
 
 PACKAGE = Path(host.__file__).parents[1]
-HOST_LINE_CAP = 2680  # may only shrink
+HOST_LINE_CAP = 1200  # may only shrink
 _spec = importlib.util.find_spec("detectron2")
 needs_detectron2 = pytest.mark.skipif(
     _spec is None or _spec.origin is None, reason="detectron2 is not installed"
@@ -106,7 +106,11 @@ def test_host_imports_nothing_of_the_plugin_or_detectron2():
 # Parity with detectron2.
 
 # A host parameter may be missing where it is out of scope; these differ on purpose.
-DIFFERENT_DEFAULTS = {("CfgNode.merge_from_file", "allow_unsafe")}  # the host never loads unsafely
+DIFFERENT_DEFAULTS = {
+    ("CfgNode.merge_from_file", "allow_unsafe"),  # safe unless asked otherwise
+    ("configurable", "init_func"),  # without parentheses only
+    ("_DatasetCatalog.get", "default"),
+}
 
 
 def _parameters(function) -> dict[str, inspect.Parameter]:
@@ -158,6 +162,8 @@ def test_signatures_are_a_subset(name, theirs, ours):
             if not k.startswith("_") and getattr(v, "__module__", None) == ours.__name__
         }
         pairs = [(k, v, getattr(theirs, k)) for k, v in members.items() if callable(v)]
+    elif name == "build_detection_test_loader":  # called with a config only
+        pairs = [(name, ours, inspect.getclosurevars(theirs).nonlocals["from_config"])]
     elif callable(ours):
         pairs = [(name, ours, theirs)]
     else:
@@ -212,11 +218,8 @@ def test_image_list(sizes, divisibility):
     theirs = ImageList.from_tensors(images, divisibility, pad_value=0.5)
     assert torch.equal(ours.tensor, theirs.tensor)
     assert ours.image_sizes == theirs.image_sizes
-    assert torch.equal(ours[0], theirs[0])
-    constraints = {"size_divisibility": 8}
-    ours = structures.ImageList.from_tensors(images, padding_constraints=constraints)
-    theirs = ImageList.from_tensors(images, padding_constraints=constraints)
-    assert torch.equal(ours.tensor, theirs.tensor)
+    with pytest.raises(NotImplementedError, match="detectron2"):
+        structures.ImageList.from_tensors(images, padding_constraints={"square_size": 20})
 
 
 @needs_detectron2
@@ -227,17 +230,18 @@ def test_boxes_and_instances():
     results = []
     for module in (structures, d2):
         boxes = module.Boxes(raw.clone())
-        area, nonempty = boxes.area(), boxes.nonempty(2.0)
+        nonempty = boxes.nonempty(2.0)
         boxes.clip((10, 20))
         boxes.scale(2.0, 3.0)
-        merged = module.Boxes.cat([boxes[0], boxes[1:], boxes[torch.tensor([True, False, True])]])
+        parts = [boxes[0], boxes[-2:], boxes[torch.tensor([True, False, True])]]
         instances = module.Instances((10, 20), pred_boxes=boxes, scores=torch.arange(3.0))
         instances.pred_classes = [1, 2, 3]
-        both = module.Instances.cat([instances, instances[1:]])
+        some = instances[1:].to("cpu")
         assert len(module.Boxes([])) == 0 and len(instances[-1]) == 1
         results.append(
-            [area, nonempty, merged.tensor, both.pred_boxes.tensor, both.scores, both.pred_classes]
-            + [str(both), str(both.to("cpu")), len(both)]
+            [nonempty, some.pred_boxes.tensor, some.scores, some.pred_classes, some.image_size]
+            + [part.tensor for part in parts]
+            + [list(some.get_fields()), len(some), instances[-1].pred_classes]
         )
     for ours, theirs in zip(*results):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
@@ -255,9 +259,7 @@ def test_box_mode(box, modes):
         module.BoxMode.convert(box, *map(module.BoxMode, modes)) for module in (structures, d2)
     )
     assert type(ours) is type(theirs) and np.array_equal(np.array(ours), np.array(theirs))
-    assert [(m.name, m.value) for m in structures.BoxMode] == [
-        (m.name, m.value) for m in d2.BoxMode
-    ]
+    assert all(mode.value == d2.BoxMode[mode.name].value for mode in structures.BoxMode)
 
 
 RESNETS = [
@@ -340,8 +342,8 @@ def _coco_json(path: Path) -> str:
             annotation["segmentation"] = [[x, y, x + w, y]]  # too few points
         if i % 8 == 6:
             annotation["segmentation"] = {"counts": [0, 60 * 90], "size": [60, 90]}
-        if i % 4 == 3:
-            annotation["keypoints"] = [3, 4, 2, 5, 6, 1]
+        if i % 8 == 7:
+            annotation["segmentation"] = []
         annotations.append(annotation)
     categories = [{"id": i, "name": n} for i, n in ((9, "c"), (1, "a"), (4, "b"))]
     path.write_text(
@@ -352,13 +354,11 @@ def _coco_json(path: Path) -> str:
 
 @needs_detectron2
 def test_coco_json(tmp_path):
+    """The host leaves out the masks, but the same annotations."""
     from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-    from detectron2.data.datasets import load_coco_json, register_coco_instances
+    from detectron2.data.datasets import register_coco_instances
 
-    path, name = _coco_json(tmp_path / "a.json"), f"parity_{tmp_path.name}"
-    for dataset_name in (None, name):
-        ours = host_data.load_coco_json(path, "images", dataset_name, ["area"])
-        assert ours == load_coco_json(path, "images", dataset_name, ["area"])
+    path, name, results = _coco_json(tmp_path / "a.json"), f"parity_{tmp_path.name}", []
     for register, catalog, metadata, get_dicts in (
         (
             host_data.register_coco_instances,
@@ -369,42 +369,35 @@ def test_coco_json(tmp_path):
         (register_coco_instances, DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts),
     ):
         register(name, {"extra": 1}, path, "images")
-        result = [
-            get_dicts(name),
-            get_dicts([name], filter_empty=False),
-            metadata.get(name).as_dict(),
-        ]
         assert name in catalog.list()
-        for c in (catalog, metadata):
-            c.remove(name)
-        if catalog is host_data.DatasetCatalog:
-            ours = result
-    assert ours == result and len(ours[0]) == 3 and len(ours[1]) == 4
+        dicts = get_dicts(name) + get_dicts([name], filter_empty=False)
+        for annotation in sum((d["annotations"] for d in dicts), []):
+            annotation.pop("segmentation", None)
+        results.append([dicts, vars(metadata.get(name))])
+        catalog.remove(name)
+        metadata.pop(name)
+    assert results[0] == results[1] and len(results[0][0]) == 3 + 4
 
 
 @needs_detectron2
-def test_builtin_coco_metadata():
+def test_builtin_coco():
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in ("coco_2017_train", "coco_2017_val"):
-        ours, theirs = (
-            host_data.MetadataCatalog.get(name).as_dict(),
-            MetadataCatalog.get(name).as_dict(),
-        )
+        ours, theirs = host_data.MetadataCatalog.get(name), MetadataCatalog.get(name)
         assert name in DatasetCatalog and name in host_data.DatasetCatalog
-        assert ours == {key: theirs[key] for key in ours}
+        assert vars(ours).items() <= theirs.as_dict().items()
 
 
 @needs_detectron2
-@pytest.mark.parametrize("max_dets", [None, 5])
 @pytest.mark.filterwarnings("ignore")
-def test_coco_evaluator(tmp_path, max_dets):
+def test_coco_evaluator(tmp_path):
     import detectron2.structures as d2
     from detectron2.data import MetadataCatalog
     from detectron2.evaluation import COCOEvaluator
 
     path, name = _coco_json(tmp_path / "a.json"), f"eval_{tmp_path.name}"
-    dicts = host_data.load_coco_json(path, "")
+    dicts = host_data.load_coco_json(path, "", name)
     generator, results, files = torch.Generator().manual_seed(0), [], []
     boxes = []
     for record in dicts:
@@ -418,7 +411,8 @@ def test_coco_evaluator(tmp_path, max_dets):
         catalog.get(name).set(json_file=path, thing_classes=["a", "b", "c"])
         catalog.get(name).thing_dataset_id_to_contiguous_id = id_map
         output_dir = tmp_path / module.__name__
-        evaluator = evaluator(name, output_dir=str(output_dir), max_dets_per_image=max_dets)
+        output_dir.mkdir()
+        evaluator = evaluator(name, output_dir=str(output_dir))
         evaluator.reset()
         for record, raw in zip(dicts, boxes):
             xyxy = torch.cat((raw[:, :2], raw[:, :2] + raw[:, 2:]), 1)
@@ -436,14 +430,11 @@ def test_coco_evaluator(tmp_path, max_dets):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-6)
     assert ours["AP"] > 1
     assert files[0] == files[1]
-    assert evaluation.flatten_results_dict(results[0]) == {f"bbox/{k}": v for k, v in ours.items()}
 
 
 SOLVERS = [
     {"STEPS": (30, 40, 60), "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.1, "GAMMA": 0.5},
-    {"LR_SCHEDULER_NAME": "WarmupCosineLR", "WARMUP_ITERS": 7, "BASE_LR_END": 1e-5},
     {"WARMUP_ITERS": 0, "STEPS": (25,)},
-    {"WARMUP_METHOD": "constant", "WARMUP_ITERS": 5, "STEPS": (20,), "RESCALE_INTERVAL": True},
 ]
 
 
@@ -481,12 +472,12 @@ def test_parameter_groups():
     model.add_module("head", torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)))
     model.head.add_module("tied", model.head[0])
     model[0].bias.requires_grad_(False)
+    common = {"base_lr": 1.0, "weight_decay": 0.1}
     cases = [
-        {},
-        {"base_lr": 1.0, "weight_decay": 0.1, "weight_decay_norm": 0.0},
-        {"base_lr": 1.0, "bias_lr_factor": 2.0, "weight_decay_bias": 0.3},
-        {"base_lr": 1.0, "lr_factor_func": lambda n: 0.1 if n.startswith("head.0") else 1.0},
-        {"base_lr": 1.0, "overrides": {"weight": {"lr": 0.5}}},
+        common,
+        common | {"weight_decay_norm": 0.0},
+        common | {"bias_lr_factor": 2.0, "weight_decay_bias": 0.3},
+        common | {"lr_factor_func": lambda n: 0.1 if n.startswith("head.0") else 1.0},
     ]
     for kwargs in cases:
         ours = solver.get_default_optimizer_params(model, **kwargs)
@@ -494,46 +485,43 @@ def test_parameter_groups():
         for group in (*ours, *theirs):
             group["params"] = [id(p) for p in group["params"]]
         assert ours == theirs
-    with pytest.raises(ValueError, match="base_lr"):
-        solver.get_default_optimizer_params(model, bias_lr_factor=2.0)
 
 
 @needs_detectron2
-@pytest.mark.parametrize("shape, dtype", [((20, 33, 3), np.uint8), ((20, 33, 3), np.float32)])
-def test_transforms(shape, dtype):
+def test_transforms():
     from detectron2.data import transforms as d2
 
-    rng = np.random.default_rng(0)
-    image = (rng.random(shape) * 255).astype(dtype)
-    boxes = np.array([[1.0, 2.0, 20.0, 9.0], [3.5, 4.0, 32.0, 19.0]], dtype=np.float32)
+    image = (np.random.default_rng(0).random((20, 33, 3)) * 255).astype(np.uint8)
+    boxes = np.array([[1.0, 2.0, 20.0, 9.0], [3.5, 4.0, 32.0, 19.0]])
     results = []
     for module in (transforms, d2):
+
+        class Fixed(module.Augmentation):
+            def __init__(self, transform):
+                self.transform = transform
+
+            def get_transform(self, image):
+                return self.transform
+
         np.random.seed(3)
         augmentations = module.AugmentationList(
             [
                 module.RandomFlip(0.9),
-                module.ResizeTransform(20, 33, 41, 50),
-                module.CropTransform(5, 6, 30, 20),
+                Fixed(module.ResizeTransform(20, 33, 41, 50)),
+                Fixed(module.CropTransform(5, 6, 30, 20)),
                 module.RandomFlip(0.7, horizontal=False, vertical=True),
             ]
         )
-        aug_input = module.AugInput(image.copy(), boxes=boxes.copy())
+        aug_input = module.AugInput(image.copy())
         tfms = augmentations(aug_input)
-        small = module.ResizeShortestEdge([10, 18], 25).get_transform(image)
-        inverse = module.ResizeTransform(41, 50, 20, 33).inverse()
-        results.append(
-            [aug_input.image, aug_input.boxes, tfms.apply_box(boxes), tfms.apply_image(image)]
-            + [small.apply_image(image), small.apply_box(boxes), inverse.apply_box(boxes)]
-            + [inverse.apply_segmentation((image[..., 0] > 99).astype(np.uint8))]
-        )
-        assert repr(module.RandomFlip(0.9)) == "RandomFlip(prob=0.9)"
+        results.append([aug_input.image, tfms.apply_box(boxes), tfms.apply_image(image)])
     for ours, theirs in zip(*results):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
 
 @needs_detectron2
-@pytest.mark.parametrize("format", [None, "RGB", "BGR", "L"])
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
 def test_read_image(tmp_path, format):
     from detectron2.data.detection_utils import read_image
     from PIL import Image
@@ -550,48 +538,71 @@ def test_read_image(tmp_path, format):
 
 
 @needs_detectron2
-def test_frozen_batch_norm():
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_batch_norm(requires_grad, dtype):
     from detectron2.layers import FrozenBatchNorm2d
 
-    norm = torch.nn.BatchNorm2d(4)
-    torch.nn.init.normal_(norm.weight)
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2.0)
-    ours, theirs = (
-        cls.convert_frozen_batchnorm(norm) for cls in (layers.FrozenBatchNorm2d, FrozenBatchNorm2d)
-    )
-    assert ours.state_dict().keys() == theirs.state_dict().keys() and repr(ours) == repr(theirs)
-    for requires_grad in (False, True):
-        x = torch.rand(2, 4, 5, 3, requires_grad=requires_grad)
-        assert torch.equal(ours(x), theirs(x))
+    norms = modeling.FrozenBatchNorm2d(4), FrozenBatchNorm2d(4)
+    state = {name: torch.rand(4) + 0.5 for name in norms[0].state_dict()}
+    x = torch.rand(2, 4, 5, 3, dtype=dtype, requires_grad=requires_grad)
+    for norm in norms:
+        norm.load_state_dict(state)
+    ours, theirs = (norm(x) for norm in norms)
+    assert torch.equal(ours, theirs) and ours.dtype == dtype
 
 
 @needs_detectron2
-def test_log_line_and_metrics(tmp_path, caplog, monkeypatch):
+def test_metrics_file(tmp_path):
     from detectron2.utils import events as d2
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    outputs = []
-    for module in (host_events, d2):
-        path = tmp_path / f"{module.__name__}.json"
-        caplog.clear()
-        with module.EventStorage(3) as storage, caplog.at_level("INFO", "detectron2.utils.events"):
-            writers = [module.CommonMetricPrinter(100), module.JSONWriter(str(path))]
-            for i in range(3, 60):
+    writer = engine.MetricsWriter(str(tmp_path / "ours.json"), 100)
+    with d2.EventStorage(3) as theirs:
+        engine.EventStorage.current = ours = engine.EventStorage(3)
+        their_writer = d2.JSONWriter(str(tmp_path / "theirs.json"))
+        for i in range(3, 64):
+            for storage in (ours, theirs):
                 storage.iter = i
-                storage.put_scalars(loss_a=i**0.5, total_loss=1 / i, data_time=0.25 + i)
+                storage.put_scalar("loss_a", i**0.5)
                 if i > 5:
-                    storage.put_scalars(time=1.5 + i % 7)
+                    storage.put_scalar("time", 1.5 + i % 7)
                 storage.put_scalar("lr", 1e-4 * i, smoothing_hint=False)
-                storage.put_scalar("[metric]x", -i)
-                if i % 20 == 19:
-                    for writer in writers:
-                        writer.write()
-            latest = storage.latest_with_smoothing_hint(10), storage.count_samples("time", 9)
-        writers[1].close()
-        outputs.append([[r.getMessage() for r in caplog.records], path.read_text(), latest])
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0][0]) == 3 and "eta: 0:0" in outputs[0][0][0]
+                if i == 50:
+                    storage.put_scalar("bbox/AP", 1, smoothing_hint=False)
+            if i % 20 == 19 or i == 63:
+                writer.write()
+                their_writer.write()
+        their_writer.close()
+    text = (tmp_path / "theirs.json").read_text()
+    assert (tmp_path / "ours.json").read_text() == text and text.count("\n") == 5
+
+
+@needs_detectron2
+def test_scheduler_state_of_a_checkpoint():
+    """The state of detectron2's hook can be continued, and the other way round."""
+    import detectron2.engine.hooks as d2
+    from detectron2.solver import build_lr_scheduler
+
+    cfg = host_config.get_cfg()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 50, (30,), 3
+    builders = (hooks.LRScheduler, solver.build_lr_scheduler), (d2.LRScheduler, build_lr_scheduler)
+    states, rates = [], []
+    for source, target in (builders, builders[::-1]):
+        made = []
+        for hook, build in (source, target):
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+            hook = hook()
+            hook.trainer = SimpleNamespace(scheduler=build(cfg, optimizer), optimizer=optimizer)
+            made.append(hook)
+        for _ in range(35):
+            made[0].trainer.optimizer.step()
+            made[0].trainer.scheduler.step()
+        states.append(made[0].state_dict())
+        made[1].load_state_dict(states[-1])
+        made[1].trainer.optimizer.step()
+        made[1].trainer.scheduler.step()
+        rates.append(made[1].trainer.optimizer.param_groups[0]["lr"])
+    assert states[0] == states[1] and rates[0] == rates[1] == pytest.approx(0.01)
 
 
 @needs_detectron2

@@ -93,6 +93,15 @@ def test_limits():
     assert not sixth.any()  # 1.6
 
 
+def test_limits_in_padding():
+    """Parity G47: relative to the exact count of valid cells; 50 / 97 * 97 is not 50 in float32."""
+    shapes, valid = [(3, 97), (97, 3)], [[(2, 50), (50, 2)]]
+    _, usable = proposals(make_memory(shapes, valid))
+    wide, high = (level.view(shape) for level, shape in zip(usable[0].split(291), shapes))
+    assert wide.sum() == high.sum() == 2 * 48
+    assert wide[:2, 1:49].all() and high[1:49, :2].all()
+
+
 def test_queries_loop():
     """Parity G48-G50, G52: each step in the order of the official code."""
     transformer, memory, score = make_transformer(), make_memory(), scores()

@@ -55,7 +55,8 @@ def synthetic_batch(cfg: CfgNode, size: tuple[int, int], num_boxes: int) -> list
         num_classes = cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES
         labels = torch.randint(num_classes, (num_boxes,), generator=random)
         image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=random)
-        batch.append({"image": image, "instances": Instances(size, gt_boxes=boxes, gt_classes=labels)})
+        instances = Instances(size, gt_boxes=boxes, gt_classes=labels)
+        batch.append({"image": image, "instances": instances})
     return batch
 
 
@@ -224,11 +225,12 @@ def main(arguments: list[str] | None = None) -> None:
         cells = summary(measure(sides, args.repeat, args.warmup, CLOCKS[args.clock], device))
         peaks = [peak_extra_mib(sides[k], device) if k in sides else None for k in ("ours", "peer")]
         cells += ["" if peak is None else f"{peak:.0f}" for peak in peaks]
-        what = f"{name}, batch {size}, {sizes}"
-        print("|", " | ".join([Path(args.config_file).stem, what, *cells, setting]), "|", flush=True)
+        first = [Path(args.config_file).stem, f"{name}, batch {size}, {sizes}"]
+        print("|", " | ".join([*first, *cells, setting]), "|", flush=True)
     if not args.markdown:
         boxes = sum(len(x["instances"]) for x in batch)
-        print(f"\nmedian [least, most]; {boxes} boxes; first losses {losses}\n{describe_environment()}")
+        print(f"\nmedian [least, most]; {boxes} boxes; first losses {losses}")
+        print(describe_environment())
 
 
 if __name__ == "__main__":

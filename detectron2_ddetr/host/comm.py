@@ -1,12 +1,11 @@
 """Communication between processes; every function also works without any."""
 
 import functools
+import os
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-
-_LOCAL_WORLD_SIZE = None
 
 
 def get_world_size() -> int:
@@ -21,14 +20,8 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
-def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Say how many processes, of consecutive ranks, each machine has."""
-    global _LOCAL_WORLD_SIZE
-    _LOCAL_WORLD_SIZE = num_workers_per_machine
-
-
 def get_local_rank() -> int:
-    return get_rank() % _LOCAL_WORLD_SIZE if dist.is_initialized() else 0
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0  # launch() sets it
 
 
 @functools.lru_cache()
@@ -43,11 +36,6 @@ def all_gather(data: Any) -> list:
     output = [None] * get_world_size()
     dist.all_gather_object(output, data, group=_cpu_group())
     return output
-
-
-def synchronize() -> None:
-    """Wait until all processes have come here."""
-    all_gather(None)
 
 
 def shared_random_seed() -> int:

@@ -1,9 +1,6 @@
 """Datasets by name, COCO json files and the loader for evaluation."""
 
-import contextlib
 import functools
-import io
-import itertools
 import logging
 import os
 import pickle
@@ -21,7 +18,16 @@ from .structures import BoxMode
 logger = logging.getLogger("detectron2.data")
 
 
-class _Catalog(UserDict):
+class _DatasetCatalog(UserDict):
+    """Functions that return the list of dicts of a dataset, by name; `get` calls them."""
+
+    def register(self, name: str, func: Callable[[], list[dict]]) -> None:
+        assert name not in self, f"Dataset '{name}' is already registered!"
+        self[name] = func
+
+    def get(self, name: str) -> list[dict]:
+        return self[name]()
+
     def list(self) -> list[str]:
         return list(self)
 
@@ -29,38 +35,20 @@ class _Catalog(UserDict):
         self.pop(name)
 
 
-class _DatasetCatalog(_Catalog):
-    """Functions that return the list of dicts of a dataset, by name."""
-
-    def register(self, name: str, func: Callable[[], list[dict]]) -> None:
-        assert name not in self, f"Dataset '{name}' is already registered!"
-        self[name] = func
-
-    def get(self, name: str) -> list[dict]:
-        """Call the function registered under `name`."""
-        if name not in self:
-            raise KeyError(f"Dataset '{name}' is not registered! Available: {', '.join(self)}")
-        return self[name]()
-
-
 class Metadata(types.SimpleNamespace):
     """Attributes of a dataset that can be set, but not changed."""
 
-    def __setattr__(self, key: str, val: Any) -> None:
-        old = self.__dict__.setdefault(key, val)
-        assert old == val, f"'{key}' of '{self.name}' cannot be set to another value: {old} {val}"
-
     def set(self, **kwargs: Any) -> "Metadata":
         for key, val in kwargs.items():
-            setattr(self, key, val)
+            old = vars(self).setdefault(key, val)
+            assert old == val, f"'{key}' of '{self.name}' cannot be changed from {old} to {val}"
         return self
 
 
-class _MetadataCatalog(_Catalog):
-    """The metadata of each dataset, by name."""
+class _MetadataCatalog(UserDict):
+    """The metadata of each dataset, by name, empty if there is none yet."""
 
     def get(self, name: str) -> Metadata:
-        """Return the metadata of `name`, empty if there is none yet."""
         return self.setdefault(name, Metadata(name=name))
 
 
@@ -68,15 +56,9 @@ DatasetCatalog = _DatasetCatalog()
 MetadataCatalog = _MetadataCatalog()
 
 
-def read_coco(json_file: str) -> COCO:
-    """Read a json file in COCO's format, silently."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(json_file)
-
-
 def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
     """Load boxes, images sorted by id; class names and contiguous ids get into the metadata."""
-    coco = read_coco(json_file)
+    coco = COCO(json_file)
     names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
     id_map = {category_id: i for i, category_id in enumerate(sorted(names))}
     MetadataCatalog.get(dataset_name).set(
@@ -112,21 +94,19 @@ def register_coco_instances(name: str, metadata: dict, json_file: str, image_roo
 
 _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 for _split in ("train", "val"):
-    _json_file = os.path.join(_ROOT, f"coco/annotations/instances_{_split}2017.json")
-    _image_root = os.path.join(_ROOT, f"coco/{_split}2017")
-    register_coco_instances(f"coco_2017_{_split}", {}, _json_file, _image_root)
+    _json_file = f"{_ROOT}/coco/annotations/instances_{_split}2017.json"
+    register_coco_instances(f"coco_2017_{_split}", {}, _json_file, f"{_ROOT}/coco/{_split}2017")
 
 
 def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = True) -> list[dict]:
     """Load and join datasets; `filter_empty` drops images with none but crowd annotations."""
     names = [names] if isinstance(names, str) else names
-    dicts = list(itertools.chain.from_iterable(DatasetCatalog.get(name) for name in names))
+    dicts = sum((DatasetCatalog.get(name) for name in names), [])
     if filter_empty:
         dicts = [d for d in dicts if any(not a.get("iscrowd", 0) for a in d["annotations"])]
     classes = [getattr(MetadataCatalog.get(name), "thing_classes", None) for name in names]
     if any(c != classes[0] for c in classes):
         raise ValueError(f"Datasets {', '.join(names)} have different thing_classes!")
-    assert len(dicts), f"No valid data found in {','.join(names)}."
     return dicts
 
 
@@ -148,14 +128,11 @@ def _map(mapper: Callable[[dict], Any], batch: list[dict]) -> list:
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str, mapper=None) -> DataLoader:
-    """Load every image once, each a batch of its own, split into contiguous parts for the ranks."""
+    """Load every image once, each a batch of its own, dealt out to the ranks."""
     dataset = DatasetFromList(get_detection_dataset_dicts(dataset_name, filter_empty=False))
-    rank, world_size = comm.get_rank(), comm.get_world_size()
-    share, extra = divmod(len(dataset), world_size)
-    begin = share * rank + min(rank, extra)
     return DataLoader(
         dataset,
-        sampler=range(begin, begin + share + (rank < extra)),
+        sampler=range(comm.get_rank(), len(dataset), comm.get_world_size()),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=functools.partial(_map, mapper),
     )

@@ -1,21 +1,21 @@
 """Running a model over a dataset and COCO's box AP."""
 
-import datetime
 import json
 import logging
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import Any, Iterable, Mapping
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
 
 from . import comm
 from .config import CfgNode
-from .data import MetadataCatalog, read_coco
+from .data import MetadataCatalog
 
 logger = logging.getLogger("detectron2.evaluation")
 
@@ -24,9 +24,8 @@ class COCOEvaluator:
     """Box AP of a dataset whose metadata names a `json_file`, in percent."""
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._output_dir = output_dir
-        self._coco = read_coco(self._metadata.json_file)
+        self._metadata, self._output_dir = MetadataCatalog.get(dataset_name), output_dir
+        self._coco = COCO(self._metadata.json_file)
 
     def reset(self) -> None:
         self._results = []
@@ -35,12 +34,12 @@ class COCOEvaluator:
         """Keep the `pred_boxes`, `scores` and `pred_classes` of outputs[i]["instances"]."""
         category_ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
         for image, output in zip(inputs, outputs):
-            instances = output["instances"].to("cpu")
-            boxes = instances.pred_boxes.tensor.clone()
+            fields = output["instances"].get_fields()
+            boxes = fields["pred_boxes"].tensor.clone()
             boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
-            classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-            for category, box, score in zip(classes, boxes.tolist(), scores):
-                result = {"image_id": image["image_id"], "category_id": category_ids[category]}
+            rows = zip(boxes.tolist(), fields["scores"].tolist(), fields["pred_classes"].tolist())
+            for box, score, i in rows:
+                result = {"image_id": image["image_id"], "category_id": category_ids[i]}
                 self._results.append(result | {"bbox": box, "score": score})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -49,7 +48,6 @@ class COCOEvaluator:
         if not comm.is_main_process():
             return {}
         if self._output_dir:
-            os.makedirs(self._output_dir, exist_ok=True)
             with open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as f:
                 json.dump(results, f)
         names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
@@ -62,57 +60,39 @@ class COCOEvaluator:
         coco_eval.summarize()
         stats = (float(100 * s) if s >= 0 else float("nan") for s in coco_eval.stats)
         metrics = dict(zip(names, stats))
+        # (iou, recall, class, area, max dets), -1 where there is no ground truth
+        precisions = coco_eval.eval["precision"][:, :, :, 0, -1]
         classes = self._metadata.thing_classes
-        if len(classes) > 1:
-            # (iou, recall, class, area, max dets), -1 where there is no ground truth
-            precisions = coco_eval.eval["precision"][:, :, :, 0, -1]
-            for i, name in enumerate(classes):
-                values = precisions[:, :, i][precisions[:, :, i] > -1]
-                metrics[f"AP-{name}"] = (
-                    float(np.mean(values) * 100) if values.size else float("nan")
-                )
-        logger.info("Evaluation results for bbox:")
-        logger.info(", ".join(f"{name}: {value:.3f}" for name, value in metrics.items()))
+        for i, name in enumerate(classes if len(classes) > 1 else []):
+            values = precisions[:, :, i][precisions[:, :, i] > -1]
+            metrics[f"AP-{name}"] = float(np.mean(values) * 100) if values.size else float("nan")
+        text = ", ".join(f"{name}: {value:.3f}" for name, value in metrics.items())
+        logger.info(f"Evaluation results for bbox: {text}")
         return {"bbox": metrics}
 
 
 def inference_on_dataset(model, data_loader: Iterable, evaluator: COCOEvaluator) -> dict[str, Any]:
     """Run `model` in eval mode over the loader and return what `evaluator` finds."""
-    total = len(data_loader)
-    logger.info(f"Start inference on {total} batches")
+    total, training = len(data_loader), model.training
     evaluator.reset()
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
+    model.eval()
     start = logged = time.perf_counter()
     with torch.no_grad():
         for done, inputs in enumerate(data_loader, start=1):
             evaluator.process(inputs, model(inputs))
-            if time.perf_counter() - logged > 5:
-                logged = time.perf_counter()
-                left = datetime.timedelta(seconds=int((logged - start) / done * (total - done)))
-                logger.info(f"Inference done {done}/{total}. ETA={left}")
-    if training:
-        model.train()
-    seconds = time.perf_counter() - start
-    logger.info(f"Total inference time: {seconds:.1f} s ({seconds / max(total, 1):.6f} s / iter)")
+            now = time.perf_counter()
+            if now - logged > 5 or done == total:
+                logged, left = now, timedelta(seconds=int((now - start) / done * (total - done)))
+                per_iter = f"{(now - start) / done:.4f} s / iter"
+                logger.info(f"Inference done {done}/{total}, {per_iter}, ETA={left}")
+    model.train(training)
     return evaluator.evaluate()
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
     """Compare with ``TEST.EXPECTED_RESULTS``, a list of (task, metric, value, tolerance)."""
     for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
-        actual = results[task].get(metric, float("nan"))
-        if not abs(actual - value) <= tolerance:  # a NaN fails too
-            logger.error(f"{task} {metric} is {actual}, expected {value} +- {tolerance}")
+        if not abs(results[task].get(metric, float("nan")) - value) <= tolerance:  # or it is NaN
+            logger.error(f"Expected {task} {metric} {value} +- {tolerance}, got {results[task]}")
             sys.exit(1)
     return True
-
-
-def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, float]:
-    """Turn {"a": {"b": 1}} into {"a/b": 1}."""
-    flat = {}
-    for key, value in results.items():
-        inner = flatten_results_dict(value) if isinstance(value, Mapping) else {None: value}
-        flat |= {key if k is None else f"{key}/{k}": v for k, v in inner.items()}
-    return flat

@@ -1,45 +1,38 @@
 """What happens between the steps of a training."""
 
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
-from . import comm
-from .engine import HookBase
-from .evaluation import flatten_results_dict
+from .engine import HookBase, MetricsWriter
 
 
 class IterationTimer(HookBase):
-    """Records the time of each step but the first ones as "time"."""
-
-    def __init__(self, warmup_iter: int = 3):
-        self._warmup_iter = warmup_iter
+    """Records the time of each step but the first two as "time"."""
 
     def before_step(self) -> None:
         self._start = time.perf_counter()
 
     def after_step(self) -> None:
-        if self.trainer.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
+        if self.trainer.iter >= self.trainer.start_iter + 2:
             self.trainer.storage.put_scalar("time", time.perf_counter() - self._start)
 
 
 class PeriodicWriter(HookBase):
     """Calls the writers every `period` steps and in the end."""
 
-    def __init__(self, writers: list, period: int = 20):
+    def __init__(self, writers: list[MetricsWriter], period: int = 20):
         self._writers, self._period = writers, period
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self._period == 0 or done == self.trainer.max_iter:
+        if (self.trainer.iter + 1) % self._period == 0:
             for writer in self._writers:
                 writer.write()
 
     def after_train(self) -> None:
         for writer in self._writers:
             writer.write()
-            writer.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
@@ -61,10 +54,20 @@ class LRScheduler(HookBase):
         self.trainer.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.trainer.scheduler.state_dict()
+        scheduler = self.trainer.scheduler
+        return {"base_lrs": scheduler.base_lrs, "last_epoch": scheduler.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.trainer.scheduler.load_state_dict(state_dict)
+        vars(self.trainer.scheduler).update(state_dict)
+
+
+def _flatten(results: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Turn {"a": {"b": 1}} into ("a/b", 1)."""
+    for key, value in results.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
 
 
 class EvalHook(HookBase):
@@ -74,9 +77,8 @@ class EvalHook(HookBase):
         self._period, self._func = eval_period, eval_function
 
     def _do_eval(self) -> None:
-        results = flatten_results_dict(self._func())
-        self.trainer.storage.put_scalars(smoothing_hint=False, **results)
-        comm.synchronize()  # evaluation may take some ranks longer
+        for name, value in _flatten(self._func()):
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -86,4 +88,3 @@ class EvalHook(HookBase):
     def after_train(self) -> None:
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
-        del self._func  # it likely refers to the trainer

@@ -7,13 +7,7 @@ import sys
 
 
 @functools.lru_cache()  # a second call with the same arguments must not add handlers
-def setup_logger(
-    output: str | None = None,
-    distributed_rank: int = 0,
-    *,
-    name: str = "detectron2",
-    abbrev_name: str | None = None,
-) -> logging.Logger:
+def setup_logger(output=None, distributed_rank=0, *, name="detectron2", abbrev_name=None):
     """Log to stdout on rank 0 and to `output`/log.txt on all ranks, as `abbrev_name`."""
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)

@@ -1,13 +1,13 @@
 """Registries, the ResNet backbone and the last step of a detector."""
 
-from abc import ABCMeta, abstractmethod
-
+import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
 from .config import CfgNode, check_supported
-from .layers import NORMS, Conv2d, FrozenBatchNorm2d, ShapeSpec
+from .layers import ShapeSpec
 from .structures import Instances
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
@@ -22,17 +22,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(cfg.MODEL.DEVICE)
 
 
-class Backbone(nn.Module, metaclass=ABCMeta):
-    """Maps images to a dict of named feature maps."""
+class Backbone(nn.Module):
+    """Maps images to a dict of named feature maps; `output_shape()` tells their ShapeSpec."""
 
     size_divisibility = 0
     padding_constraints: dict[str, int] = {}
-
-    @abstractmethod
-    def forward(self): ...
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        raise NotImplementedError
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
@@ -41,11 +35,40 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
     return BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)
 
 
-def _conv(
-    norm: str, inputs: int, outputs: int, size: int, stride: int, groups: int = 1, dilation: int = 1
-) -> Conv2d:
+class FrozenBatchNorm2d(_FrozenBatchNorm2d):
+    """torchvision's, but the result has the type of the input, as in detectron2."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__(num_features, eps)
+        self.running_var -= eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, eps=self.eps)
+        # The fused op would keep x only to compute gradients of weight and bias.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` followed by `norm`."""
+
+    def __init__(self, *args, norm: nn.Module, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+_NORMS = {"": nn.Identity, "BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
+
+
+def _conv(norm: str, inputs: int, outputs: int, size: int, stride: int, groups=1, dilation=1):
     kwargs = {"padding": size // 2 * dilation, "groups": groups, "dilation": dilation}
-    return Conv2d(inputs, outputs, size, stride, bias=False, norm=NORMS[norm](outputs), **kwargs)
+    return Conv2d(inputs, outputs, size, stride, bias=False, norm=_NORMS[norm](outputs), **kwargs)
 
 
 class _Block(nn.Module):
@@ -99,7 +122,12 @@ class ResNet(Backbone):
                 self.add_module(f"res{stage + 2}", nn.Sequential(*blocks))
                 self._shapes[f"res{stage + 2}"] = ShapeSpec(channels=outputs, stride=total_stride)
         for module in list(self.children())[:freeze_at]:
-            _freeze(module)
+            module.requires_grad_(False)
+            for conv in module.modules():
+                if isinstance(getattr(conv, "norm", None), nn.modules.batchnorm._BatchNorm):
+                    frozen = FrozenBatchNorm2d(conv.norm.num_features, conv.norm.eps)
+                    frozen.load_state_dict(conv.norm.state_dict())
+                    conv.norm = frozen
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {name: self._shapes[name] for name in self._out_features}
@@ -122,19 +150,11 @@ def _convs_of_block(opts: CfgNode, stage: int, outputs: int, stride: int, dilati
     return [(width, 1, first), (width, 3, second, opts.NUM_GROUPS, dilation), (outputs, 1, 1)]
 
 
-def _freeze(module: nn.Module) -> None:
-    module.requires_grad_(False)
-    for conv in module.modules():
-        if isinstance(getattr(conv, "norm", None), nn.modules.batchnorm._BatchNorm):
-            frozen = FrozenBatchNorm2d(conv.norm.num_features, conv.norm.eps)
-            frozen.load_state_dict(conv.norm.state_dict())
-            conv.norm = frozen
-
-
 @BACKBONE_REGISTRY.register()
 def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet from ``MODEL.RESNETS``."""
     opts = cfg.MODEL.RESNETS
+    assert opts.RES5_DILATION in (1, 2), f"RES5_DILATION must be 1 or 2, not {opts.RES5_DILATION}"
     small = (opts.RES2_OUT_CHANNELS, opts.RES5_DILATION, opts.NUM_GROUPS) == (64, 1, 1)
     assert opts.DEPTH >= 50 or small, "depth 18 and 34: RES2_OUT_CHANNELS 64, no dilation or groups"
     return ResNet(opts, input_shape.channels, cfg.MODEL.BACKBONE.FREEZE_AT)

@@ -57,9 +57,6 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.tensor)
 
-    def __repr__(self) -> str:
-        return f"Boxes({self.tensor})"
-
 
 class ImageList:
     """Images of true (height, width) `image_sizes`, padded into one tensor (N, ..., H, W)."""
@@ -68,12 +65,7 @@ class ImageList:
         self.tensor, self.image_sizes = tensor, image_sizes
 
     @staticmethod
-    def from_tensors(
-        tensors: list[Tensor],
-        size_divisibility: int = 0,
-        pad_value: float = 0.0,
-        padding_constraints: dict[str, int] | None = None,
-    ) -> "ImageList":
+    def from_tensors(tensors, size_divisibility=0, pad_value=0.0, padding_constraints=None):
         """Pad at the bottom and on the right to the common size, rounded up."""
         if padding_constraints:
             raise NotImplementedError("padding_constraints need detectron2")
@@ -106,20 +98,14 @@ class Instances:
     def get_fields(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
-    def has(self, name: str) -> bool:
-        return name in self.get_fields()
-
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
         fields = self.get_fields().items()
         moved = {k: v.to(*args, **kwargs) if hasattr(v, "to") else v for k, v in fields}
         return Instances(self._image_size, **moved)
 
     def __getitem__(self, item) -> "Instances":
-        item = slice(item, None, len(self)) if isinstance(item, int) else item
+        item = slice(i := range(len(self))[item], i + 1) if isinstance(item, int) else item
         return Instances(self._image_size, **{k: v[item] for k, v in self.get_fields().items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.get_fields().values())))
-
-    def __repr__(self) -> str:
-        return f"Instances(image_size={self._image_size}, fields={self.get_fields()})"

@@ -1,14 +1,9 @@
 """Augmentations: policies that look at an image and choose a deterministic transform."""
 
 import numpy as np
-from fvcore.transforms.transform import (  # noqa: F401
-    CropTransform,
-    HFlipTransform,
-    NoOpTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
+from fvcore.transforms.transform import *  # noqa: F401,F403  as detectron2 does
+from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, TransformList
+from fvcore.transforms.transform import VFlipTransform
 from PIL import Image
 
 
@@ -35,19 +30,13 @@ class AugInput:
     def __init__(self, image: np.ndarray):
         self.image = image
 
-    def transform(self, tfm: Transform) -> None:
-        self.image = tfm.apply_image(self.image)
-
 
 class Augmentation:
-    """Subclasses implement `get_transform`."""
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        raise NotImplementedError
+    """Subclasses implement `get_transform(image)`, which returns a transform."""
 
     def __call__(self, aug_input: AugInput) -> Transform:
         tfm = self.get_transform(aug_input.image)
-        aug_input.transform(tfm)
+        aug_input.image = tfm.apply_image(aug_input.image)
         return tfm
 
     def __repr__(self) -> str:

@@ -51,8 +51,12 @@ def _area(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of x clamped to [eps, 1 - eps]. The eps belongs to the model: others use 1e-3."""
-    return torch.logit(x, eps=eps)
+    """
+    Logit of x in [0, 1], at most -log(eps) either way. The eps belongs to the model: others use
+    1e-3. (`torch.logit` with an eps rounds 1 - eps first, which is 1e-3 off at 1 in float32.)
+    """
+    x = x.clamp(0, 1)
+    return x.clamp(min=eps).log() - (1 - x).clamp(min=eps).log()
 
 
 def shift_box(delta: Tensor, reference_points: Tensor, eps: float = 1e-5) -> Tensor:

@@ -15,7 +15,7 @@ class Memory:
         tokens: (N, S, C), S = sum_l H_l * W_l, row by row.
         padding_mask: (N, S) bool, True = padding.
         spatial_shapes: list of (H_l, W_l) ints: no device is synchronised to know them.
-        level_shapes: (L, 2) int64, the same as a tensor, made once per forward pass.
+        level_shapes: (L, 2) int64 on the CPU, the same as a tensor, made once per forward pass.
         valid_ratios: (N, L, 2), (w, h) in (0, 1]: how much of the padded level is image.
     """
 
@@ -37,7 +37,7 @@ class Memory:
             tokens=flatten_maps(maps),
             padding_mask=torch.cat([m.flatten(1) for m in padding_masks], dim=1),
             spatial_shapes=spatial_shapes,
-            level_shapes=torch.tensor(spatial_shapes, dtype=torch.int64, device=maps[0].device),
+            level_shapes=torch.tensor(spatial_shapes, dtype=torch.int64, device="cpu"),
             valid_ratios=torch.stack([valid_ratio(m) for m in padding_masks], dim=1),
         )
 

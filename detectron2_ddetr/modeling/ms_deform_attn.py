@@ -15,7 +15,8 @@ def ms_deform_attn(
 
     Args:
         value: (N, S, M, D), all levels flattened and concatenated, S = sum_l H_l * W_l.
-        spatial_shapes: (L, 2) integers, (H_l, W_l) -- height first.
+        spatial_shapes: (L, 2) integers, (H_l, W_l) -- height first. Best kept on the CPU, since
+            their values are read: on a GPU that waits for all work before it.
         sampling_locations: (N, Q, M, L, P, 2), (x, y) -- width first -- as a fraction of the padded
             level: (0, 0) is the outer corner of its first cell. Outside the level, and where a
             location is not finite, zero is read. Keep them float32 when `value` is 16-bit.
@@ -28,62 +29,29 @@ def ms_deform_attn(
         ValueError: when the shapes do not fit together; the message gives both sides.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    index, weight = _bilinear_corners(
-        value.shape[1], spatial_shapes, sampling_locations, attention_weights
-    )
-    num_images, num_queries, num_heads = sampling_locations.shape[:3]
-    # One bag per (image, query, head): its L * P * 4 corner cells, summed with their weights. No
-    # sampled value is ever stored, which is what makes this form faster than grid_sample.
-    output = F.embedding_bag(
-        index.flatten(3).flatten(0, 2),
-        value.flatten(0, 2),
-        mode="sum",
-        per_sample_weights=weight.flatten(3).flatten(0, 2).to(value.dtype),
-    )
-    return output.view(num_images, num_queries, num_heads * value.shape[3])
+    num_images, _, num_heads, channels = value.shape
+    num_queries = sampling_locations.shape[1]
+    # Locations decide: 16-bit values are read in float32.
+    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    # In [-1, 1] of the level, which is what grid_sample wants; anything beyond 2 is outside.
+    grid = (2 * sampling_locations.to(dtype) - 1).clamp(-3, 3).nan_to_num(nan=-3.0)
+    grid = grid.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (N * M, L, P, Q, 2)
+    weight = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (N * M, L, P, Q)
+    sizes = spatial_shapes.tolist()
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N * M, D, S)
+    levels = maps.split([height * width for height, width in sizes], dim=-1)
+    # Level by level, so that the samples of one level only are in memory.
+    output = maps.new_zeros(maps.shape[0], channels, num_queries)
+    for level, (level_map, size) in enumerate(zip(levels, sizes)):
+        sampled = F.grid_sample(level_map.unflatten(-1, size), grid[:, level], align_corners=False)
+        output = output + (sampled * weight[:, None, level]).sum(2)  # over P: (N * M, D, Q)
+    output = output.view(num_images, num_heads * channels, num_queries).transpose(1, 2)
+    return output.to(value.dtype)
 
 
 def describe_backend() -> str:
     """One line: what computes :func:`ms_deform_attn`, and why."""
-    return "PyTorch (embedding_bag), because this version has no compiled kernels"
-
-
-def _bilinear_corners(
-    num_positions: int, spatial_shapes: Tensor, sampling_locations: Tensor, attention: Tensor
-) -> tuple[Tensor, Tensor]:
-    """
-    The four cells around each sample, as rows of `value` flattened to (N * S * M, D).
-
-    Returns:
-        index: (N, Q, M, L, P, 2, 2) integers, last axes (y, x): the rows.
-        weight: the same shape: bilinear weight times attention, zero for cells off the level.
-    """
-    num_images, _, num_heads = sampling_locations.shape[:3]
-    num_rows = num_images * num_positions * num_heads
-    dtype = torch.int32 if num_rows < 2**31 else torch.int64  # int32 halves the index traffic
-    shapes = spatial_shapes.to(dtype)
-    size = shapes.flip(1)[:, None]  # (L, 1, 2), (W, H): the axis order of locations
-    start = shapes.prod(1).cumsum(0, dtype=dtype) - shapes.prod(1)
-
-    pixel = sampling_locations * size - 0.5
-    inside = ((pixel > -1) & (pixel < size)).all(-1, keepdim=True)  # False where not finite
-    pixel = torch.where(inside, pixel, 0.0)
-    lower = pixel.floor()
-    fraction = pixel - lower
-    weight = torch.stack((1 - fraction, fraction), dim=-1)  # (N, Q, M, L, P, 2 (x, y), 2)
-    cell = torch.stack((lower, lower + 1), dim=-1).to(dtype)
-    on_level = inside[..., None] & (cell >= 0) & (cell < size[..., None])
-    weight = torch.where(on_level, weight, 0.0)
-    cell = torch.where(on_level, cell, 0)
-
-    x, y = cell.unbind(-2)
-    weight_x, weight_y = weight.unbind(-2)
-    row = y * shapes[:, 1, None, None] + start[:, None, None]  # (N, Q, M, L, P, 2)
-    row = row[..., None] + x[..., None, :]
-    image = torch.arange(num_images, dtype=dtype, device=row.device) * num_positions
-    head = torch.arange(num_heads, dtype=dtype, device=row.device)
-    index = (row + image.view(-1, 1, 1, 1, 1, 1, 1)) * num_heads + head.view(-1, 1, 1, 1, 1)
-    return index, attention[..., None, None] * weight_y[..., None] * weight_x[..., None, :]
+    return "PyTorch (grid_sample), because this version has no compiled kernels"
 
 
 def _check_shapes(value: Tensor, shapes: Tensor, locations: Tensor, attention: Tensor) -> None:
@@ -203,7 +171,7 @@ class MSDeformAttn(nn.Module):
         reference = level_reference_points[:, :, None, :, None, :]  # (N, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # float32 even when the offsets are 16-bit: a coordinate must not be rounded to 16 bits.
-            size = spatial_shapes.flip(1)[:, None].to(reference.dtype)  # (L, 1, 2), (W, H)
+            size = spatial_shapes.flip(1)[:, None].to(reference, non_blocking=True)  # (L, 1, 2), (W, H)
             return reference + sampling_offsets / size
         if reference.shape[-1] == 4:
             return reference[..., :2] + sampling_offsets * (

@@ -47,7 +47,7 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         chosen = box_logits.gather(1, top[..., None].expand(-1, -1, 4))
         # Detached: the encoder learns boxes from its own loss only.
         reference_points = chosen.detach().sigmoid()
-        encoded = box_position_encoding(reference_points, self.d_model // 2)
+        encoded = box_position_encoding(reference_points, self.d_model // 2).to(tokens.dtype)
         query_pos, content = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
         return QuerySet(
             content,
