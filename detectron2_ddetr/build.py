@@ -16,12 +16,12 @@ from .toolbox import CfgNode
 
 DETR_TRANSFORMER_REGISTRY = Registry("DETR_TRANSFORMER")
 DETR_TRANSFORMER_REGISTRY.__doc__ = """
-Functions `(cfg) -> DeformableTransformer` or a subclass; MODEL.DEFORMABLE_DETR.TRANSFORMER names one.
+Functions `(cfg) -> DeformableTransformer`; MODEL.DEFORMABLE_DETR.TRANSFORMER names one.
 """
 
 DETR_CRITERION_REGISTRY = Registry("DETR_CRITERION")
 DETR_CRITERION_REGISTRY.__doc__ = """
-Functions `(cfg) -> SetCriterion` or a subclass; MODEL.DEFORMABLE_DETR.CRITERION names one.
+Functions `(cfg) -> SetCriterion`; MODEL.DEFORMABLE_DETR.CRITERION names one.
 """
 
 

@@ -234,4 +234,3 @@ def _length(state_dict: dict[str, Tensor], key: str) -> int | None:
 
 def _num_layers(keys: Iterable[str], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
-

@@ -138,12 +138,17 @@ def conversion_report(state_dict: dict[str, Tensor], converted: dict[str, Tensor
     two_stage = "transformer.enc_output.weight" in state_dict
     refine = any(_TIED.match(key) for key in state_dict)
     levels = len(state_dict["transformer.level_embed"])
-    variant = "two-stage" if two_stage else "box refinement" if refine else "one-stage, no refinement"
-    rows = [f"variant: {variant}, {levels} feature level(s), {_num_decoder_layers(state_dict)} layers"]
+    variant = (
+        "two-stage" if two_stage else "box refinement" if refine else "one-stage, no refinement"
+    )
+    rows = [
+        f"variant: {variant}, {levels} feature level(s), {_num_decoder_layers(state_dict)} layers"
+    ]
     rows += [f"{count:5d} tensors: {what}" for what, count in sorted(counts.items())]
-    before, after = (len(d[k]) for d, k in (
-        (state_dict, "class_embed.0.bias"), (converted, "head.class_embed.0.bias")
-    ))
+    before, after = (
+        len(d[k])
+        for d, k in ((state_dict, "class_embed.0.bias"), (converted, "head.class_embed.0.bias"))
+    )
     rows.append(f"classes: {before} -> {after}" + (", objectness row kept" if two_stage else ""))
     rows.append(f"{len(converted):5d} tensors written")
     return "\n".join(rows)

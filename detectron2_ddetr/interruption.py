@@ -75,8 +75,8 @@ class InterruptionGuard(HookBase):
             return
         self._save()
         logger.error(
-            f"training stopped after {trainer.completed_iter + 1} of {trainer.max_iter} iterations; "
-            "--resume continues there"
+            f"training stopped after {trainer.completed_iter + 1} of {trainer.max_iter} "
+            "iterations; --resume continues there"
         )
 
     def _save(self) -> None:

@@ -11,7 +11,7 @@ import os
 
 
 def _installed(name: str) -> bool:
-    """True for a real package; a mere folder of that name in the working directory does not count."""
+    """True for a real package; a mere folder of that name does not count."""
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
 
@@ -30,9 +30,9 @@ if TOOLBOX == "detectron2":
         DatasetFromList,
         MetadataCatalog,
         build_detection_test_loader,
+        detection_utils,
         get_detection_dataset_dicts,
     )
-    from detectron2.data import detection_utils
     from detectron2.data import transforms as T
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import (
@@ -62,6 +62,8 @@ if TOOLBOX == "detectron2":
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 else:
+    from .host import comm, detection_utils, hooks
+    from .host import transforms as T
     from .host.checkpoint import DetectionCheckpointer
     from .host.config import CfgNode, configurable, get_cfg
     from .host.data import (
@@ -70,10 +72,8 @@ else:
         MetadataCatalog,
         build_detection_test_loader,
         get_detection_dataset_dicts,
+        register_coco_instances,
     )
-    from .host import detection_utils
-    from .host import transforms as T
-    from .host.data import register_coco_instances
     from .host.engine import (
         AMPTrainer,
         DefaultTrainer,
@@ -84,22 +84,20 @@ else:
         default_setup,
         launch,
     )
-    from .host import hooks
     from .host.evaluation import COCOEvaluator, inference_on_dataset, verify_results
     from .host.layers import ShapeSpec
+    from .host.logger import setup_logger
     from .host.modeling import (
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         Backbone,
         build_backbone,
         build_model,
+        build_resnet_backbone,
         detector_postprocess,
     )
-    from .host.modeling import build_resnet_backbone
     from .host.solver import build_lr_scheduler, get_default_optimizer_params
     from .host.structures import Boxes, BoxMode, ImageList, Instances
-    from .host import comm
-    from .host.logger import setup_logger
 
 
 def describe_toolbox() -> str:

@@ -1,5 +1,6 @@
 """Training data in an order that is a function of the seed and the iteration alone."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -126,10 +127,17 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
         sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
+        worker_init_fn=_leave_signals_to_parent,
         # Its own, since starting the loader draws a number: from the global generator it would
         # shift the dropout of the first iteration after a resume.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _leave_signals_to_parent(worker_id: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer finishes its step, which needs us."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

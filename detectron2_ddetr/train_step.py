@@ -40,7 +40,11 @@ class _FiniteLosses:
             raise FloatingPointError(f"{error}; images of this process: {files}") from error
 
     def _write_metrics(
-        self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+        self,
+        loss_dict: dict[str, Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,
     ) -> None:
         losses = {name: loss.item() for name, loss in loss_dict.items()}
         ranks = comm.all_gather((losses, self.data_loader.file_names()))

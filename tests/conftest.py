@@ -31,7 +31,7 @@ def pytest_report_header():
 
 
 def small_cfg(*opts, config="deformable_detr_R_50_50ep.yaml"):
-    """A config whose model is built in a moment: ResNet-18 would differ in kind, so R-50 thinned."""
+    """A config whose model is built in a moment: R-50, but thin."""
     from detectron2_ddetr import add_deformable_detr_config
     from detectron2_ddetr.toolbox import get_cfg
 

@@ -20,8 +20,18 @@ COMMON = [
     "--num-boxes", "3", "--batch-size", "2", "--repeat", "3", "--warmup", "1",
 ]
 SMALL = [
-    NODE + "HIDDEN_DIM", "32", NODE + "DIM_FEEDFORWARD", "32", NODE + "NUM_QUERIES", "5",
-    NODE + "ENC_LAYERS", "1", NODE + "DEC_LAYERS", "1", "MODEL.DEVICE", "cpu",
+    NODE + "HIDDEN_DIM",
+    "32",
+    NODE + "DIM_FEEDFORWARD",
+    "32",
+    NODE + "NUM_QUERIES",
+    "5",
+    NODE + "ENC_LAYERS",
+    "1",
+    NODE + "DEC_LAYERS",
+    "1",
+    "MODEL.DEVICE",
+    "cpu",
     # fmt: on
 ]
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from detectron2_ddetr import Checkpointer, load_config
-from detectron2_ddetr import convert
+from detectron2_ddetr import Checkpointer, convert, load_config
 from detectron2_ddetr.checkpoint import load_checkpoint_file, save_atomically
 from detectron2_ddetr.toolbox import build_model
 
@@ -211,9 +210,9 @@ def test_other_variants_are_refused(saved, ours, theirs):
         Checkpointer(model, needs_head=True).load(saved[theirs])
         assert not same(snapshot(build(config=VARIANTS[ours])), model)
         return
-    refines, two_stage = ({k: k in kinds for k in KINDS} for kinds in (
-        ("refine", "two_stage"), ("two_stage",)
-    ))
+    refines, two_stage = (
+        {k: k in kinds for k in KINDS} for kinds in (("refine", "two_stage"), ("two_stage",))
+    )
     words = ["does not fit this config", "MODEL.DEFORMABLE_DETR."]
     if refines[ours] != refines[theirs]:
         words += [f"WITH_BOX_REFINE {refines[theirs]}, the config has {refines[ours]}"]

@@ -29,7 +29,7 @@ def test_operator(case_id):
 
 @pytest.mark.parametrize("case_id", range(4))
 def test_criterion(case_id):
-    """Parity I62-I71: losses, assignment and gradients; images without boxes, and a batch of them."""
+    """Parity I62-I71: losses, assignment and gradients; images without boxes."""
     case = golden.load(f"criterion_{case_id}")
     outputs = {name: case[name].requires_grad_() for name in ("pred_logits", "pred_boxes")}
     targets = golden.targets(case)

@@ -77,7 +77,7 @@ def test_image_list_pads_right_and_bottom():
 
 def test_instances_are_checked():
     instances = structures.Instances((3, 5), scores=torch.zeros(2))
-    with pytest.raises(AssertionError, match="length 3"):
+    with pytest.raises(AssertionError, match="labels: length 3, not {2}"):
         instances.labels = [1, 2, 3]
     with pytest.raises(AttributeError, match="labels"):
         instances.labels
@@ -375,4 +375,4 @@ def test_setup_writes_config_and_log(tmp_path, capsys, clean_loggers):
     for handler in logging.getLogger("detectron2").handlers:
         handler.flush()
     log = (tmp_path / "log.txt").read_text()
-    assert log.count("Rank 0 of 1") == 2 and log.count("WARNING: once") == 1
+    assert log.count("World size: 1") == 2 and log.count("WARNING: once") == 1

@@ -106,9 +106,11 @@ def test_no_exception_is_swallowed_wholesale():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
                 caught = ast.unparse(node.type) if node.type else "everything"
-                assert caught not in ("everything", "Exception", "BaseException"), (
-                    f"{path.name}:{node.lineno} catches {caught}"
-                )
+                assert caught not in (
+                    "everything",
+                    "Exception",
+                    "BaseException",
+                ), f"{path.name}:{node.lineno} catches {caught}"
 
 
 BLOCK = """

@@ -233,6 +233,7 @@ def test_boxes_and_instances():
         nonempty = boxes.nonempty(2.0)
         boxes.clip((10, 20))
         boxes.scale(2.0, 3.0)
+        assert [len(box) for box in boxes] == [4, 4, 4]
         parts = [boxes[0], boxes[-2:], boxes[torch.tensor([True, False, True])]]
         instances = module.Instances((10, 20), pred_boxes=boxes, scores=torch.arange(3.0))
         instances.pred_classes = [1, 2, 3]
@@ -299,7 +300,7 @@ def test_resnet(options, freeze_at):
     for name, value in state.items():
         if "running" in name or name.endswith(("norm.weight", "norm.bias")):
             value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
-    ours.load_state_dict(state)
+    ours.load_state_dict(state, strict=False)  # of a frozen norm, num_batches_tracked
     outputs = ours.eval()(x), theirs.eval()(x)
     assert list(outputs[0]) == list(outputs[1])
     for name, feature in outputs[1].items():
@@ -409,7 +410,7 @@ def test_coco_evaluator(tmp_path):
     ):
         id_map = {1: 0, 4: 1, 9: 2}
         catalog.get(name).set(json_file=path, thing_classes=["a", "b", "c"])
-        catalog.get(name).thing_dataset_id_to_contiguous_id = id_map
+        catalog.get(name).set(thing_dataset_id_to_contiguous_id=id_map)
         output_dir = tmp_path / module.__name__
         output_dir.mkdir()
         evaluator = evaluator(name, output_dir=str(output_dir))
@@ -420,7 +421,7 @@ def test_coco_evaluator(tmp_path):
                 (record["height"], record["width"]), pred_boxes=module.Boxes(xyxy)
             )
             output.scores = torch.linspace(0.9, 0.1, len(raw))
-            classes = [id_map[a["category_id"]] for a in record["annotations"]] or [0]
+            classes = [a["category_id"] for a in record["annotations"]] or [0]
             output.pred_classes = torch.tensor(classes * 2)
             evaluator.process([record], [{"instances": output}])
         results.append(evaluator.evaluate())
@@ -581,9 +582,10 @@ def test_metrics_file(tmp_path):
 def test_scheduler_state_of_a_checkpoint():
     """The state of detectron2's hook can be continued, and the other way round."""
     import detectron2.engine.hooks as d2
+    from detectron2.config import get_cfg
     from detectron2.solver import build_lr_scheduler
 
-    cfg = host_config.get_cfg()
+    cfg = get_cfg()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 50, (30,), 3
     builders = (hooks.LRScheduler, solver.build_lr_scheduler), (d2.LRScheduler, build_lr_scheduler)
     states, rates = [], []

@@ -109,10 +109,15 @@ def wait_for(process, output, iteration):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_resumed(shapes, uninterrupted, tmp_path, signum):
     """Ctrl-C, SIGTERM and kill -9 leave a checkpoint; what follows equals not having stopped."""
-    words, env = command(shapes, tmp_path, opts=["SOLVER.CHECKPOINT_PERIOD", 2])
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    workers = 1 if signum == signal.SIGINT else 0
+    words, env = command(
+        shapes, tmp_path, opts=["SOLVER.CHECKPOINT_PERIOD", 2, "DATALOADER.NUM_WORKERS", workers]
+    )
+    process = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     wait_for(process, tmp_path, iteration=1)
-    process.send_signal(signum)
+    os.killpg(process.pid, signum)  # as a terminal does, worker processes included
     process.communicate(timeout=60)
     assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum)
     stopped_at = last_checkpoint(tmp_path)["trainer"]["iteration"]

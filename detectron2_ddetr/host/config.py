@@ -8,7 +8,6 @@ from fvcore.common.config import CfgNode
 
 # fmt: off
 _DEFAULTS = {
-    "VERSION": 2,
     "MODEL": {
         "MASK_ON": False, "KEYPOINT_ON": False, "LOAD_PROPOSALS": False, "DEVICE": "cuda",
         "META_ARCHITECTURE": "GeneralizedRCNN", "WEIGHTS": "",
@@ -36,15 +35,14 @@ _DEFAULTS = {
         "WARMUP_FACTOR": 1.0 / 1000, "WARMUP_ITERS": 1000, "WARMUP_METHOD": "linear",
         "WEIGHT_DECAY": 0.0001, "WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": None,
         "BIAS_LR_FACTOR": 1.0, "REFERENCE_WORLD_SIZE": 0, "AMP": {"ENABLED": False},
-        "CLIP_GRADIENTS": {
-            "ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0,
-        },
+        "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0,
+                           "NORM_TYPE": 2.0},
     },
     "TEST": {
         "EXPECTED_RESULTS": [], "EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 100,
         "AUG": {"ENABLED": False}, "PRECISE_BN": {"ENABLED": False},
     },
-    "OUTPUT_DIR": "./output", "SEED": -1, "VIS_PERIOD": 0,
+    "OUTPUT_DIR": "./output", "SEED": -1, "VIS_PERIOD": 0, "VERSION": 2,
 }
 # fmt: on
 # What detectron2 can do with another value of these, it must do itself.

@@ -28,9 +28,10 @@ from .solver import build_lr_scheduler
 logger = logging.getLogger("detectron2.engine")
 
 
-def default_argument_parser() -> argparse.ArgumentParser:
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of ``train_net.py``."""
-    parser = argparse.ArgumentParser()
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(epilog=epilog, formatter_class=raw)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="path to config file")
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
@@ -50,7 +51,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2"):
         setup_logger(cfg.OUTPUT_DIR, rank, name=name)
-    logger.info(f"Rank {rank} of {comm.get_world_size()}, torch {torch.__version__}, {args}")
+    logger.info(f"Rank: {rank}. World size: {comm.get_world_size()}. Arguments: {args}")
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
             f.write(cfg.dump())
@@ -77,16 +78,13 @@ def _worker(local_rank, main_func, num_local, num_machines, machine_rank, url, a
     os.environ["LOCAL_RANK"] = str(local_rank)
     dist.init_process_group(backend, url, world_size=world_size, rank=rank)
     main_func(*args)
-    # What outlives its group makes gloo abort at exit.
     comm._cpu_group.cache_clear()
-    gc.collect()
+    gc.collect()  # what outlives its group makes gloo abort at exit
     dist.destroy_process_group()
 
 
 class EventStorage:
-    """The last 20 values of each scalar, or the very last of those that are not noisy."""
-
-    current: "EventStorage"
+    """The last 20 values of each scalar, or only the last one of those that have no noise."""
 
     def __init__(self, start_iter: int = 0):
         self.iter = start_iter
@@ -120,9 +118,9 @@ class MetricsWriter:
         left = timedelta(seconds=int(latest.get("time", [0])[0] * (self._max_iter - iter - 1)))
         shown = [k for k in latest if "loss" in k or k in ("time", "data_time", "lr")]
         line = "  ".join(f"{name}: {latest[name][0]:.4g}" for name in shown)
-        memory = torch.cuda.max_memory_allocated() // 2**20  # 0 without a GPU
         if iter < self._max_iter:  # else training is over
-            logger.info(f"eta: {left}  iter: {iter}  {line}  max_mem: {memory}M")
+            memory = f"max_mem: {torch.cuda.max_memory_allocated() >> 20}M"  # 0 without a GPU
+            logger.info(f"eta: {left}  iter: {iter}  {line}  {memory}")
 
 
 class HookBase:
@@ -186,10 +184,10 @@ class SimpleTrainer(TrainerBase):
         """Record the mean losses and the longest `data_time` of all ranks."""
         metrics = {name: loss.item() for name, loss in loss_dict.items()}
         gathered = comm.all_gather((metrics, data_time))
-        EventStorage.current.put_scalar("data_time", max(seconds for _, seconds in gathered))
         metrics = {name: np.mean([m[name] for m, _ in gathered]) for name in metrics}
         for name, value in {f"{prefix}total_loss": sum(metrics.values()), **metrics}.items():
             EventStorage.current.put_scalar(name, value)
+        EventStorage.current.put_scalar("data_time", max(seconds for _, seconds in gathered))
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "grad_scaler": self.grad_scaler}

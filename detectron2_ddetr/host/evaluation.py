@@ -66,8 +66,8 @@ class COCOEvaluator:
         for i, name in enumerate(classes if len(classes) > 1 else []):
             values = precisions[:, :, i][precisions[:, :, i] > -1]
             metrics[f"AP-{name}"] = float(np.mean(values) * 100) if values.size else float("nan")
-        text = ", ".join(f"{name}: {value:.3f}" for name, value in metrics.items())
-        logger.info(f"Evaluation results for bbox: {text}")
+        logger.info("copypaste: " + ",".join(metrics))
+        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in metrics.values()))
         return {"bbox": metrics}
 
 

@@ -26,7 +26,8 @@ class PeriodicWriter(HookBase):
         self._writers, self._period = writers, period
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self._period == 0:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
             for writer in self._writers:
                 writer.write()
 
@@ -54,8 +55,7 @@ class LRScheduler(HookBase):
         self.trainer.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        scheduler = self.trainer.scheduler
-        return {"base_lrs": scheduler.base_lrs, "last_epoch": scheduler.last_epoch}
+        return {k: getattr(self.trainer.scheduler, k) for k in ("base_lrs", "last_epoch")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self.trainer.scheduler).update(state_dict)

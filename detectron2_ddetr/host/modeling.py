@@ -127,6 +127,7 @@ class ResNet(Backbone):
                 if isinstance(getattr(conv, "norm", None), nn.modules.batchnorm._BatchNorm):
                     frozen = FrozenBatchNorm2d(conv.norm.num_features, conv.norm.eps)
                     frozen.load_state_dict(conv.norm.state_dict())
+                    frozen.register_buffer("num_batches_tracked", conv.norm.num_batches_tracked)
                     conv.norm = frozen
 
     def output_shape(self) -> dict[str, ShapeSpec]:

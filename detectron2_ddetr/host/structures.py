@@ -1,7 +1,7 @@
 """Boxes, padded image batches and per-image instances."""
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.tensor)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.tensor)
+
 
 class ImageList:
     """Images of true (height, width) `image_sizes`, padded into one tensor (N, ..., H, W)."""
@@ -91,8 +94,7 @@ class Instances:
 
     def __setattr__(self, name: str, val: Any) -> None:
         lengths = {len(v) for v in self.get_fields().values()}
-        if not name.startswith("_") and lengths | {len(val)} != {len(val)}:
-            raise AssertionError(f"Adding a field {name!r} of length {len(val)} to {lengths}")
+        assert name[0] == "_" or lengths <= {len(val)}, f"{name}: length {len(val)}, not {lengths}"
         super().__setattr__(name, val)
 
     def get_fields(self) -> dict[str, Any]:

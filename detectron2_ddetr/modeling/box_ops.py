@@ -61,7 +61,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 def shift_box(delta: Tensor, reference_points: Tensor, eps: float = 1e-5) -> Tensor:
     """
-    The box that a head's output means, relative to a reference, in logit space (Sec. A.2, A.3).
+    The box that a head's output means, relative to a reference, in logit space (Sec. A.3).
 
     Args:
         delta: (..., 4), output of a box head.

@@ -35,7 +35,7 @@ class LossTask:
 
 class SetCriterion(nn.Module):
     """
-    Losses of DETR with the focal loss in place of cross-entropy (Sec. A.4).
+    Losses of DETR with the focal loss in place of cross-entropy (Sec. 5).
 
     A variant with more query groups overrides :meth:`tasks`, one with another class loss
     :meth:`loss_ce`.
@@ -127,9 +127,7 @@ class SetCriterion(nn.Module):
             **self.loss_boxes(boxes[image_idx, query_idx], target_boxes, num_boxes),
         }
 
-    def loss_ce(
-        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor
-    ) -> Tensor:
+    def loss_ce(self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """
         Sigmoid focal loss summed over all queries and classes; there is no background class.
 

@@ -28,7 +28,7 @@ class MLP(nn.Module):
 
 class FeatureProjector(nn.ModuleList):
     """
-    Backbone maps -> one map of C channels per level (Sec. A.4).
+    Backbone maps -> one map of C channels per level (Sec. A.2).
 
     Each backbone map gets a 1x1 convolution. Extra levels halve the resolution with a 3x3
     convolution: the first reads the last backbone map, each further one the level before it.
@@ -102,7 +102,7 @@ class DeformableDETRHead(nn.Module):
             transformer: its `two_stage` says whether the encoder has heads of its own.
             num_classes: K; there is no background class.
             num_queries: Q. A two-stage transformer has its own number.
-            with_box_refine: each decoder layer refines the boxes of the one before (Sec. A.2).
+            with_box_refine: each decoder layer refines the boxes of the one before (Sec. 4.2).
             position_embedding: of the cells; defaults to the official one.
             inverse_sigmoid_eps: belongs to the trained model; 1e-5 in Deformable DETR.
 
@@ -188,7 +188,7 @@ class DeformableDETRHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         The boxes of `layer`, and what the next layer looks around: these boxes (refinement,
-        Sec. A.2) or the same points again.
+        Sec. 4.2) or the same points again.
 
         Returns:
             boxes: (N, Q, 4), (cx, cy, w, h) in the valid image, float32.

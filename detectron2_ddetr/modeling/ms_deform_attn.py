@@ -105,7 +105,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Head m looks along 2 pi m / M on the unit square, point k at distance k + 1 (A.4)."""
+        """Head m looks along 2 pi m / M of a square, point k at distance k + 1 (Sec. A.4)."""
         theta = torch.arange(self.n_heads, dtype=torch.float32) * (2.0 * math.pi / self.n_heads)
         direction = torch.stack((theta.cos(), theta.sin()), dim=-1)  # (M, 2), (x, y)
         direction = direction / direction.abs().max(-1, keepdim=True).values
@@ -166,12 +166,14 @@ class MSDeformAttn(nn.Module):
         (N, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
 
         Offsets are cells of their level around a point (Eq. (3)), or fractions of half a box
-        divided by P around a box (Sec. A.3, Eq. (8) with the official code's division by P).
+        divided by P around a box (Sec. A.4; the division is from the official code).
         """
         reference = level_reference_points[:, :, None, :, None, :]  # (N, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # float32 even when the offsets are 16-bit: a coordinate must not be rounded to 16 bits.
-            size = spatial_shapes.flip(1)[:, None].to(reference, non_blocking=True)  # (L, 1, 2), (W, H)
+            size = spatial_shapes.flip(1)[:, None].to(
+                reference, non_blocking=True
+            )  # (L, 1, 2), (W, H)
             return reference + sampling_offsets / size
         if reference.shape[-1] == 4:
             return reference[..., :2] + sampling_offsets * (

@@ -23,7 +23,7 @@ def sine_features(x: Tensor, num_feats: int, temperature: float = 10000.0) -> Te
 
 class PositionEmbeddingSine(nn.Module):
     """
-    Sine encoding of where a cell lies in the valid part of its map (Sec. A.4; DETR, Sec. A.4).
+    Sine encoding of where a cell lies in the valid part of its map (DETR, Sec. A.4).
 
     Always float32: the value in fully padded rows and columns is about -3e6, too large for 16 bits.
     """
@@ -70,7 +70,7 @@ class PositionEmbeddingSine(nn.Module):
 
 def box_position_encoding(boxes: Tensor, num_pos_feats: int = 128) -> Tensor:
     """
-    Sine encoding of boxes, for queries that start from proposals (Sec. A.3).
+    Sine encoding of boxes, for queries that start from proposals (Sec. A.4).
 
     Args:
         boxes: (..., 4), (cx, cy, w, h) in [0, 1].

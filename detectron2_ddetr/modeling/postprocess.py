@@ -9,7 +9,7 @@ def sigmoid_topk(
     pred_logits: Tensor, pred_boxes: Tensor, num_detections: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The best (query, class) pairs of each image; no threshold and no NMS (Sec. A.4).
+    The best (query, class) pairs of each image; no threshold and no NMS.
 
     One query may occur several times, with different classes. Boxes are not clipped.
 

@@ -219,7 +219,7 @@ class DeformableTransformerDecoder(nn.Module):
 class DeformableTransformer(nn.Module):
     """
     Encoder and decoder with learned queries: each starts from a point that is a linear function
-    of its learned position (Sec. 4.2).
+    of its learned position (Sec. 4.1).
 
     A variant with other queries overrides :meth:`initial_queries`; see :mod:`.two_stage`.
     """
@@ -263,6 +263,10 @@ class DeformableTransformer(nn.Module):
         """Create the layers that :meth:`initial_queries` needs."""
         self.reference_points = nn.Linear(self.d_model, 2)
 
+    def reset_query_layers(self) -> None:
+        """What these layers want beyond Xavier weights."""
+        nn.init.zeros_(self.reference_points.bias)
+
     def reset_parameters(self) -> None:
         """Xavier uniform weights everywhere; the attention modules then set their own."""
         for parameter in self.parameters():
@@ -272,8 +276,7 @@ class DeformableTransformer(nn.Module):
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
         nn.init.normal_(self.level_embed)
-        if not self.two_stage:
-            nn.init.zeros_(self.reference_points.bias)
+        self.reset_query_layers()
 
     def encode(
         self, maps: list[Tensor], padding_masks: list[Tensor], pos_embeds: list[Tensor]
@@ -301,8 +304,7 @@ class DeformableTransformer(nn.Module):
         """
         num_images = memory.tokens.shape[0]
         query_pos, content = (
-            half[None].expand(num_images, -1, -1)
-            for half in query_embed.split(self.d_model, dim=1)
+            half[None].expand(num_images, -1, -1) for half in query_embed.split(self.d_model, dim=1)
         )
         # float32 under autocast: a reference must not be rounded to 16 bits.
         reference_points = self.reference_points(query_pos).float().sigmoid()

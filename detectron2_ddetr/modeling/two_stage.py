@@ -1,4 +1,4 @@
-"""Two-stage Deformable DETR: the encoder proposes the boxes that the decoder refines (Sec. A.3)."""
+"""Two-stage Deformable DETR: the encoder proposes the boxes that the decoder refines (Sec. 4.2)."""
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         self.pos_trans = nn.Linear(self.d_model * 2, self.d_model * 2)
         self.pos_trans_norm = nn.LayerNorm(self.d_model * 2)
 
+    def reset_query_layers(self) -> None:
+        """Nothing: their biases keep PyTorch's default, as in the official code."""
+
     def initial_queries(
         self, memory: Memory, query_embed: Tensor | None, score_tokens: ScoreTokens
     ) -> QuerySet:
@@ -59,7 +62,7 @@ class TwoStageDeformableTransformer(DeformableTransformer):
 
 def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
     """
-    One box per token: centred on its cell, 0.05 * 2^l of the image wide and high (Sec. A.3).
+    One box per token: centred on its cell, 0.05 * 2^l of the image wide and high (Sec. A.4).
 
     Returns:
         logits: (N, S, 4), logit of (cx, cy, w, h) in the valid image; +inf where not usable,
