@@ -127,17 +127,17 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
         sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_leave_ctrl_c_to_trainer,
         # Its own, since starting the loader draws a number: from the global generator it would
         # shift the dropout of the first iteration after a resume.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
-def _leave_signals_to_parent(worker_id: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer finishes its step, which needs us."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+def _leave_ctrl_c_to_trainer(worker_id: int) -> None:
+    """Ctrl-C reaches the workers too, but the trainer wants to finish its step, for which it
+    needs them. It ends them itself, with SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def test_config_is_strict_and_safe(tmp_path):
         cfg.merge_from_file(str(tmp_path / "c.yaml"))
 
 
-OUT_OF_SCOPE = {"MODEL.MASK_ON": True, "VERSION": 1, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
+OUT_OF_SCOPE = {"MODEL.MASK_ON": True, "VERSION": 1, "SOLVER.WARMUP_METHOD": "constant"}
 
 
 @pytest.mark.parametrize("key, value", OUT_OF_SCOPE.items())
@@ -77,7 +77,7 @@ def test_image_list_pads_right_and_bottom():
 
 def test_instances_are_checked():
     instances = structures.Instances((3, 5), scores=torch.zeros(2))
-    with pytest.raises(AssertionError, match="labels: length 3, not {2}"):
+    with pytest.raises(AssertionError, match=r"labels: length 3, not \{2\}"):
         instances.labels = [1, 2, 3]
     with pytest.raises(AttributeError, match="labels"):
         instances.labels
@@ -280,6 +280,31 @@ def test_hooks_run_after_an_error(tmp_path):
     with pytest.raises(TypeError):
         trainer.train()
     assert seen == [(1, 6)]
+
+
+@pytest.mark.cuda
+def test_mixed_precision():
+    class Half(nn.Linear):
+        def forward(self, x):
+            seen.append(super().forward(x).dtype)
+            return {"loss": super().forward(x).sum()}
+
+    seen, model = [], Half(3, 2).cuda()
+    before, batch = model.weight.clone(), torch.rand(4, 3, device="cuda")
+    trainer = engine.AMPTrainer(model, [batch], torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.EventStorage.current = engine.EventStorage()
+    trainer.run_step()
+    assert seen == [torch.float16] and not torch.equal(model.weight, before)
+    state = trainer.state_dict()
+    assert state["grad_scaler"]["scale"] > 1
+    trainer.load_state_dict(state)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
+def test_mixed_precision_needs_a_gpu():
+    trainer = engine.AMPTrainer(_Model(), [[1.0]], torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    with pytest.raises(AssertionError, match="CUDA"):
+        trainer.run_step()
 
 
 def test_checkpointer(tmp_path, monkeypatch):

@@ -436,6 +436,7 @@ def test_coco_evaluator(tmp_path):
 SOLVERS = [
     {"STEPS": (30, 40, 60), "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.1, "GAMMA": 0.5},
     {"WARMUP_ITERS": 0, "STEPS": (25,)},
+    {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 0.0001, "WARMUP_ITERS": 5},
 ]
 
 

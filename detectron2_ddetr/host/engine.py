@@ -63,8 +63,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=()):
     """Call ``main_func(*args)`` here, or in one process per GPU; on CPU they talk through gloo."""
     if num_machines * num_gpus_per_machine == 1:
-        main_func(*args)
-        return
+        return main_func(*args)
     url = f"tcp://127.0.0.1:{get_free_port()}" if dist_url == "auto" else dist_url
     worker_args = (main_func, num_gpus_per_machine, num_machines, machine_rank, url, args)
     torch.multiprocessing.start_processes(_worker, worker_args, nprocs=num_gpus_per_machine)
@@ -163,6 +162,7 @@ class SimpleTrainer(TrainerBase):
     def run_step(self) -> None:
         """Draw a batch, compute losses and gradients, write metrics, update."""
         assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
+        assert torch.cuda.is_available() or not self._mixed_precision, "AMP training needs CUDA"
         start = time.perf_counter()
         self._batches = self._batches or iter(self.data_loader)
         data = next(self._batches)

@@ -41,12 +41,17 @@ def get_default_optimizer_params(
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: optim.Optimizer) -> LambdaLR:
-    """Build the multi-step schedule after its linear warm-up."""
+    """Build the multi-step or cosine schedule after its linear warm-up."""
     check_supported(cfg)
     opts = cfg.SOLVER
     steps = [step for step in opts.STEPS if step <= opts.MAX_ITER]
     values = [opts.GAMMA**k for k in range(len(steps) + 1)]
-    main = sched.MultiStepParamScheduler(values, num_updates=opts.MAX_ITER, milestones=steps)
+    if opts.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        main = sched.MultiStepParamScheduler(values, num_updates=opts.MAX_ITER, milestones=steps)
+    elif opts.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        main = sched.CosineParamScheduler(1, opts.BASE_LR_END / opts.BASE_LR)
+    else:
+        raise ValueError(f"Unknown LR scheduler: {opts.LR_SCHEDULER_NAME}")
     length = min(opts.WARMUP_ITERS / opts.MAX_ITER, 1.0)
     warmup = sched.LinearParamScheduler(opts.WARMUP_FACTOR * main(0.0), main(length))
     lengths, scaling = [length, 1 - length], ["rescaled", "fixed"]
