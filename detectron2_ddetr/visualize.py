@@ -19,7 +19,7 @@ import numpy as np
 
 from .toolbox import BoxMode, Instances, detection_utils
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2_ddetr.visualize")  # also as __main__
 
 PANEL_SIDE = 800  # long side of one picture of the mosaic, px
 MARGIN = 14  # px between the panels
