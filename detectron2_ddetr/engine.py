@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from .checkpoint import Checkpointer
 from .dataset_mapper import DeformableDETRDatasetMapper
@@ -84,17 +85,15 @@ class Trainer(DefaultTrainer):
             device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
         step = FiniteAMPTrainer if cfg.SOLVER.AMP.ENABLED else FiniteSimpleTrainer
-        self._trainer = step(model, self._train_loader(), optimizer)
+        self._trainer = step(model, LastBatch(self._train_loader), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.guard = InterruptionGuard(self.checkpointer, optimizer)
         self.register_hooks(self.build_hooks())
 
-    def _train_loader(self) -> LastBatch:
-        return LastBatch(
-            self.build_train_loader(
-                self.cfg, seed=self.step_seed.seed, start_iter=self.completed_iter + 1
-            )
+    def _train_loader(self) -> DataLoader:
+        return self.build_train_loader(
+            self.cfg, seed=self.step_seed.seed, start_iter=self.completed_iter + 1
         )
 
     def build_hooks(self) -> list[HookBase]:
@@ -124,7 +123,6 @@ class Trainer(DefaultTrainer):
         """
         super().resume_or_load(resume)
         self.completed_iter = self.start_iter - 1
-        self._trainer.reset_data_loader(self._train_loader)
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
@@ -148,11 +146,11 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_iter: int = 0):
+    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_iter: int = 0) -> DataLoader:
         return build_train_loader(cfg, seed=seed, start_iter=start_iter)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 

@@ -1,6 +1,6 @@
 """detectron2's training steps, with a check of the losses before anything is updated."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from torch import Tensor
@@ -10,14 +10,18 @@ from .toolbox import AMPTrainer, SimpleTrainer, comm
 
 
 class LastBatch:
-    """A loader that remembers the batch it gave last, so that an error can name its images."""
+    """
+    A loader that remembers the batch it gave last, so that an error can name its images.
 
-    def __init__(self, loader: Iterable[list[dict]]):
-        self.loader = loader
+    It is made when it is first iterated, since only then is the first iteration known.
+    """
+
+    def __init__(self, build_loader: Callable[[], Iterable[list[dict]]]):
+        self.build_loader = build_loader
         self.batch: list[dict] = []
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for self.batch in self.loader:
+        for self.batch in self.build_loader():
             yield self.batch
 
     def file_names(self) -> list[str]:

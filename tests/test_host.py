@@ -275,7 +275,7 @@ def test_hooks_run_after_an_error(tmp_path):
             seen.append((self.trainer.iter, self.trainer.max_iter))
 
     trainer = _Trainer(_config(tmp_path))
-    trainer._trainer.reset_data_loader(lambda: [[0.1], ["no number"]])
+    trainer._trainer.data_loader = [[0.1], ["no number"]]
     trainer.register_hooks([Record()])
     with pytest.raises(TypeError):
         trainer.train()

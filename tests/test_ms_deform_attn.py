@@ -230,6 +230,7 @@ def test_deterministic():
         (lambda v, s, loc, a: (v, s, loc[..., :1], a), r"\(N, Q, M, L, P, 2\)"),
         (lambda v, s, loc, a: (v, s, loc, a[:, 1:]), r"\(2, 3, 2, 3, 2\).*\(2, 2, 2, 3, 2\)"),
         (lambda v, s, loc, a: (v[:1], s, loc, a), r"\(2, 2, 3\).*\(1, 2, 3\)"),
+        (lambda v, s, loc, a: (v[:, 1:], s, loc, a), "cover 30 positions but value has 29"),
         (lambda v, s, loc, a: (v[:, :, :1], s, loc, a), r"\(2, 2, 3\).*\(2, 1, 3\)"),
         (lambda v, s, loc, a: (v, s[:2], loc, a), r"\(2, 2, 3\).*\(2, 2, 2\)"),
     ],

@@ -30,7 +30,8 @@ _DEFAULTS = {
         "SAMPLER_TRAIN": "TrainingSampler",
     },
     "SOLVER": {
-        "IMS_PER_BATCH": 16, "MAX_ITER": 40000, "CHECKPOINT_PERIOD": 5000, "BASE_LR": 0.001, "BASE_LR_END": 0.0,
+        "IMS_PER_BATCH": 16, "MAX_ITER": 40000, "CHECKPOINT_PERIOD": 5000, "BASE_LR": 0.001,
+        "BASE_LR_END": 0.0,
         "LR_SCHEDULER_NAME": "WarmupMultiStepLR", "GAMMA": 0.1, "STEPS": (30000,),
         "WARMUP_FACTOR": 1.0 / 1000, "WARMUP_ITERS": 1000, "WARMUP_METHOD": "linear",
         "WEIGHT_DECAY": 0.0001, "WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": None,

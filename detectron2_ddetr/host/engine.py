@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import defaultdict, deque
 from datetime import timedelta
-from typing import Any, Callable, Iterable
+from typing import Any, Iterable
 
 import numpy as np
 import torch
@@ -131,6 +131,7 @@ class HookBase:
     def after_train(self) -> None: ...
     def before_step(self) -> None: ...
     def after_step(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -175,10 +176,6 @@ class SimpleTrainer(TrainerBase):
         self._write_metrics(loss_dict, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-
-    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
-        self.data_loader = self._batches = None
-        self.data_loader = data_loader_builder()
 
     def _write_metrics(self, loss_dict: dict, data_time: float, prefix="", iter=None) -> None:
         """Record the mean losses and the longest `data_time` of all ranks."""

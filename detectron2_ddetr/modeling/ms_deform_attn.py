@@ -29,6 +29,12 @@ def ms_deform_attn(
         ValueError: when the shapes do not fit together; the message gives both sides.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    sizes = spatial_shapes.tolist()
+    areas = [height * width for height, width in sizes]
+    if sum(areas) != value.shape[1]:
+        raise ValueError(
+            f"spatial_shapes cover {sum(areas)} positions but value has {value.shape[1]}"
+        )
     num_images, _, num_heads, channels = value.shape
     num_queries = sampling_locations.shape[1]
     # Locations decide: 16-bit values are read in float32.
@@ -37,9 +43,8 @@ def ms_deform_attn(
     grid = (2 * sampling_locations.to(dtype) - 1).clamp(-3, 3).nan_to_num(nan=-3.0)
     grid = grid.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (N * M, L, P, Q, 2)
     weight = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (N * M, L, P, Q)
-    sizes = spatial_shapes.tolist()
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N * M, D, S)
-    levels = maps.split([height * width for height, width in sizes], dim=-1)
+    levels = maps.split(areas, dim=-1)
     # Level by level, so that the samples of one level only are in memory.
     output = maps.new_zeros(maps.shape[0], channels, num_queries)
     for level, (level_map, size) in enumerate(zip(levels, sizes)):
