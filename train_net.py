@@ -14,7 +14,11 @@ import argparse
 import logging
 
 from detectron2_ddetr.checkpoint import Checkpointer
-from detectron2_ddetr.coco_json import check_datasets, register_coco_json
+from detectron2_ddetr.coco_json import (
+    add_dataset_argument,
+    check_datasets,
+    register_coco_json,
+)
 from detectron2_ddetr.config import load_config
 from detectron2_ddetr.engine import Trainer
 from detectron2_ddetr.toolbox import (
@@ -60,14 +64,7 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     parser = default_argument_parser(__doc__)
-    parser.add_argument(
-        "--dataset",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a COCO json and its folder of images under a name; may be repeated",
-    )
+    add_dataset_argument(parser)
     arguments = parser.parse_args()
     launch(
         main,

@@ -1,5 +1,6 @@
 """Checks of COCO json files, so that a mistake in the data shows before the first iteration."""
 
+import argparse
 import gc
 import json
 import logging
@@ -275,6 +276,18 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
                 f"{len(classes)} classes ({first}); set MODEL.DEFORMABLE_DETR.NUM_CLASSES "
                 f"{len(classes)}"
             )
+
+
+def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dataset`: the arguments of :func:`register_coco_json`, once for each data set."""
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a COCO json and its folder of images under a name; may be repeated",
+    )
 
 
 def register_coco_json(name: str, json_file: str, image_root: str) -> None:

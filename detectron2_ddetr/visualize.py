@@ -16,8 +16,21 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
+import torch
 
-from .toolbox import BoxMode, Instances, detection_utils
+from .checkpoint import Checkpointer
+from .coco_json import add_dataset_argument, check_datasets, register_coco_json
+from .config import load_config
+from .dataset_mapper import DeformableDETRDatasetMapper
+from .toolbox import (
+    BoxMode,
+    DatasetCatalog,
+    Instances,
+    MetadataCatalog,
+    build_model,
+    detection_utils,
+    setup_logger,
+)
 
 logger = logging.getLogger("detectron2_ddetr.visualize")  # also as __main__
 
@@ -316,14 +329,7 @@ def _parse_args(args: Sequence[str] | None) -> argparse.Namespace:
         description="Draws predictions beside the ground truth, and the curves of the training.",
     )
     parser.add_argument("--config-file", required=True)
-    parser.add_argument(
-        "--dataset",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a COCO json and its folder of images under a name, as for train_net.py",
-    )
+    add_dataset_argument(parser)
     parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST[0]")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--output", help="folder of the pictures; default: OUTPUT_DIR")
@@ -334,15 +340,6 @@ def _parse_args(args: Sequence[str] | None) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> None:
     """Draws predictions.png with the last checkpoint, and curves.png if there are metrics."""
     options = _parse_args(args)
-    # Imported here, since drawing alone needs neither a model nor a config.
-    import torch
-
-    from .checkpoint import Checkpointer
-    from .coco_json import check_datasets, register_coco_json
-    from .config import load_config
-    from .dataset_mapper import DeformableDETRDatasetMapper
-    from .toolbox import DatasetCatalog, MetadataCatalog, build_model, setup_logger
-
     setup_logger(name=__package__)
     cfg = load_config(options.config_file, options.opts)
     for dataset in options.dataset:

@@ -2,8 +2,13 @@
 
 import numpy as np
 from fvcore.transforms.transform import *  # noqa: F401,F403  as detectron2 does
-from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, TransformList
-from fvcore.transforms.transform import VFlipTransform
+from fvcore.transforms.transform import (
+    HFlipTransform,
+    NoOpTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
 from PIL import Image
 
 
