@@ -20,7 +20,7 @@ demo: environment
 	$(PYTHON) -m detectron2_ddetr.visualize --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 
 test: environment
-	$(PYTHON) -m pytest -q tests
+	$(PYTHON) -m pytest -q -rs tests
 
 environment: $(filter .venv/bin/python,$(PYTHON))
 	@$(PYTHON) -c 'import importlib.metadata as m; m.version("detectron2_ddetr"), m.version("pytest")' \
