@@ -66,9 +66,8 @@ class COCOEvaluator:
         for i, name in enumerate(classes if len(classes) > 1 else []):
             values = precisions[:, :, i][precisions[:, :, i] > -1]
             metrics[f"AP-{name}"] = float(np.mean(values) * 100) if values.size else float("nan")
-        per_class = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
-        logger.info(f"AP of each class: {', '.join(per_class)}")
-        main = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
+        logger.info("  ".join(f"{k} {v:.1f}" for k, v in metrics.items() if "-" in k))
+        main = {k: v for k, v in metrics.items() if "-" not in k}
         logger.info("copypaste: " + ",".join(main))
         logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in main.values()))
         return {"bbox": metrics}
