@@ -1,5 +1,7 @@
 """The resize rule, the crop and the config keys of the augmentation."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +51,19 @@ def test_resized_shape_by_hand(height, width, short_side, max_size, truncated, r
     assert resized_shape(height, width, short_side, max_size, "round") == rounded
 
 
+def test_resized_shape_of_many_sizes():
+    """Parity J77: 10 000 sizes, in exact fractions where the code has floats."""
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(64, 2000, (10_000, 2)).tolist():
+        short, long = sorted((height, width))
+        size = 800
+        if Fraction(long, short) * size > 1333:
+            size = round(Fraction(1333 * short, long))  # half to even
+        short, long = size, size * long // short  # cut
+        expected = (short, long) if height <= width else (long, short)
+        assert resized_shape(height, width, 800, 1333, "truncate") == expected
+
+
 @pytest.mark.skipif(TOOLBOX != "detectron2", reason="compares with detectron2")
 def test_rounding_is_the_rule_of_detectron2():
     rng = np.random.default_rng(0)
@@ -71,6 +86,7 @@ def test_unknown_rule():
 
 
 def test_resized_pixels_are_those_of_pil():
+    """Parity J78."""
     image = np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8)
     aug_input = T.AugInput(image)
     ResizeShortSide((20,), None)(aug_input)
@@ -79,6 +95,7 @@ def test_resized_pixels_are_those_of_pil():
 
 
 def test_short_sides_are_drawn_uniformly(seeded):
+    """Parity J79: all sizes of the set, equally often."""
     augmentation = ResizeShortSide((20, 30, 40), 1000)
     image = np.zeros((10, 25, 3), dtype=np.uint8)
     shapes = [augmentation.get_transform(image) for _ in range(600)]
@@ -93,6 +110,7 @@ def test_zero_leaves_the_size_alone():
 
 
 def test_crop_range_position_and_probability(seeded):
+    """Parity J79: half of the images, 384 to 600 px a side, anywhere."""
     augmentation = RandomResizedCrop((50,), (20, 60))
     image = np.zeros((25, 60, 3), dtype=np.uint8)  # 50 x 120 after the resize
     drawn = [augmentation.get_transform(image) for _ in range(3000)]
@@ -120,6 +138,7 @@ def test_crop_takes_a_short_side_whole(seeded):
 
 
 def test_recipe_from_config(cfg):
+    """Parity J79: the first resize of the crop branch has no maximum."""
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "absolute_range"
     cfg.INPUT.CROP.SIZE = [384, 600]

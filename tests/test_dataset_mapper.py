@@ -103,6 +103,7 @@ def test_resize_scales_each_axis_by_its_own_ratio(dataset_dict):
 
 
 def test_crop_clips_keeps_slivers_and_drops_the_rest(dataset_dict):
+    """Parity J80."""
     dataset_dict["annotations"] = [
         annotation([10, 20, 30, 25], 0),  # cut at the left and the bottom
         annotation([0, 0, 25.01, 60], 1),  # a sliver 0.01 px wide remains
@@ -122,6 +123,7 @@ def test_crop_clips_keeps_slivers_and_drops_the_rest(dataset_dict):
 
 
 def test_images_without_boxes_are_kept(dataset_dict):
+    """Parity J81, PEERS 7.20."""
     for annotations in ([], [annotation([1, 2, 3, 4], iscrowd=1)]):
         dataset_dict["annotations"] = annotations
         instances = mapper(T.RandomFlip(1.0))(dataset_dict)["instances"]

@@ -241,6 +241,17 @@ def test_shape_errors(change, message):
         ms_deform_attn(*change(*make_inputs()))
 
 
+def test_shapes_on_the_meta_device():
+    """Parity D30: the shape and dtype of the result without its values."""
+    value, shapes, locations, attention = (
+        x if x.dtype == torch.int64 else x.to("meta") for x in make_inputs(dtype=torch.float32)
+    )
+    out = ms_deform_attn(value.bfloat16(), shapes, locations, attention)
+    num_images, _, num_heads, channels = value.shape
+    assert out.shape == (num_images, locations.shape[1], num_heads * channels)
+    assert out.dtype == torch.bfloat16 and out.device.type == "meta"
+
+
 def make_module(d_model=12, n_levels=2, n_heads=3, n_points=2):
     return randomise(MSDeformAttn(d_model, n_levels, n_heads, n_points).double())
 
