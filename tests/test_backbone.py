@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torchvision.models import resnet50
 
 from detectron2_ddetr.convert import convert_torchvision_state_dict
-from detectron2_ddetr.toolbox import build_backbone, build_model
+from detectron2_ddetr.toolbox import TOOLBOX, build_backbone, build_model
 
 from .conftest import small_cfg
 
@@ -111,3 +111,17 @@ def test_stem_and_res2_get_no_gradient():
         assert frozen or parameter.grad.abs().sum() > 0, name
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.skipif(TOOLBOX != "detectron2", reason="the embedded host has ResNets only")
+def test_feature_pyramid_of_detectron2():
+    """A backbone of detectron2 that knows nothing of us: other names, strides, divisibility."""
+    cfg = small_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 24
+    cfg.MODEL.DEFORMABLE_DETR.IN_FEATURES = ["p3", "p4", "p5"]
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        (result,) = model([{"image": torch.rand(3, 70, 101) * 255}])
+    assert result["instances"].image_size == (70, 101)
+    assert len(result["instances"]) > 0

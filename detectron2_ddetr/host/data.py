@@ -8,6 +8,7 @@ import types
 from collections import UserDict
 from typing import Any, Callable
 
+import numpy as np
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Dataset
 
@@ -128,11 +129,11 @@ def _map(mapper: Callable[[dict], Any], batch: list[dict]) -> list:
 
 
 def build_detection_test_loader(cfg: CfgNode, dataset_name: str, mapper=None) -> DataLoader:
-    """Load every image once, each a batch of its own, dealt out to the ranks."""
+    """Load every image once, each a batch of its own, in one piece for each rank."""
     dataset = DatasetFromList(get_detection_dataset_dicts(dataset_name, filter_empty=False))
     return DataLoader(
         dataset,
-        sampler=range(comm.get_rank(), len(dataset), comm.get_world_size()),
+        sampler=np.array_split(range(len(dataset)), comm.get_world_size())[comm.get_rank()],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=functools.partial(_map, mapper),
     )
