@@ -12,8 +12,18 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectron2_ddetr.host import comm, data, engine, evaluation, hooks, logger, modeling
-from detectron2_ddetr.host import detection_utils, structures, transforms
+from detectron2_ddetr.host import (
+    comm,
+    data,
+    detection_utils,
+    engine,
+    evaluation,
+    hooks,
+    logger,
+    modeling,
+    structures,
+    transforms,
+)
 from detectron2_ddetr.host.checkpoint import DetectionCheckpointer
 from detectron2_ddetr.host.config import CfgNode, configurable, get_cfg
 
