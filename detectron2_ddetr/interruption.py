@@ -31,6 +31,7 @@ class InterruptionGuard(HookBase):
 
     def __init__(self, checkpointer: Checkpointer, optimizer: torch.optim.Optimizer):
         self._checkpointer = checkpointer
+        self._previous = {}
         self._signum = 0
         self._in_step = False
         # Between the start of an update and the end of its step the state belongs to no iteration.
@@ -41,7 +42,6 @@ class InterruptionGuard(HookBase):
         self._updating = updating
 
     def before_train(self) -> None:
-        self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._on_signal)
@@ -68,8 +68,8 @@ class InterruptionGuard(HookBase):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         trainer = self.trainer
-        if trainer.completed_iter + 1 >= trainer.max_iter:
-            return
+        if trainer.iter >= trainer.max_iter:
+            return  # finished; a stop in the last iteration comes before its checkpoint
         if self._updating:
             logger.error("stopped in the middle of an update; resume from the checkpoint before it")
             return

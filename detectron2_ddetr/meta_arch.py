@@ -104,6 +104,8 @@ class DeformableDETR(nn.Module):
             gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
             return self.criterion(outputs, self.prepare_targets(gt_instances))
 
+        # Differs from the official code: detector_postprocess clips boxes to the image and drops
+        # empty ones, because that is what users of detectron2 rely on.
         results = self.inference(outputs, images.image_sizes)
         return [
             {

@@ -33,12 +33,10 @@ def targets(case):
 def official_state_dict(variant, seed):
     """The seeded weights of the official model, copies included."""
     shapes = json.loads((GOLDEN / f"state_dict_{variant}.json").read_text())
-    owner = {}
     state = {}
     for key, shape in shapes.items():
         name = key.removeprefix("transformer.decoder.") if "_embed." in key else key
         state[key] = torch.from_numpy(np.asarray(seeded_parameter(name, tuple(shape), seed)))
-        owner[key] = name
     return state
 
 

@@ -64,6 +64,8 @@ class SetCriterion(nn.Module):
             "loss_giou": giou_weight,
         }
         self.focal_alpha = focal_alpha
+        # Differs from the official code: no cardinality error, because it counts a background class
+        # that sigmoid heads do not have.
         #: Of the last call, detached: "class_error", the percentage of matched queries whose
         #: highest logit is not the class of their target. Not a loss.
         self.diagnostics: dict[str, Tensor] = {}
