@@ -119,7 +119,7 @@ def describe_environment() -> str:
     import torch
 
     from . import __version__
-    from .modeling.ms_deform_attn import describe_backend
+    from .modeling.extension import describe_backend
 
     packages = ("torchvision", "fvcore", "scipy", "pycocotools", "opencv-python", "numpy")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -133,7 +133,8 @@ def describe_environment() -> str:
         "GPUs": ", ".join(gpus) or "none",
         "CPU threads": str(torch.get_num_threads()),
     }
-    return "\n".join(f"{name:17s} {value}" for name, value in rows.items())
+    indent = "\n" + 18 * " "
+    return "\n".join(f"{k:17s} {v.replace(chr(10), indent)}" for k, v in rows.items())
 
 
 if __name__ == "__main__":

@@ -42,8 +42,6 @@ def test_flatten():
     assert memory.tokens[..., 0].tolist() == expected
     assert_close(memory.tokens[..., 1], memory.tokens[..., 0] + 0.5)
     assert memory.spatial_shapes == SHAPES
-    assert memory.level_shapes.tolist() == [list(shape) for shape in SHAPES]
-    assert memory.level_shapes.dtype == torch.int64
     for level, expected_level in zip(memory.unflatten(), maps):
         assert_close(level, expected_level)
     rows, columns = memory.tokens[1, :, 0] % 100 // 10, memory.tokens[1, :, 0] % 10
@@ -108,5 +106,5 @@ def test_with_tokens():
     memory = Memory.from_maps(numbered_maps(), level_masks())
     other = memory.with_tokens(memory.tokens + 1)
     assert_close(other.unflatten()[1], memory.unflatten()[1] + 1)
-    for name in ("padding_mask", "spatial_shapes", "level_shapes", "valid_ratios"):
+    for name in ("padding_mask", "spatial_shapes", "valid_ratios"):
         assert getattr(other, name) is getattr(memory, name)

@@ -60,7 +60,7 @@ def encoder_layer(dropout=0.0):
 
 
 def encoder_inputs():
-    """src, pos, level_reference_points, level_shapes, mask."""
+    """src, pos, level_reference_points, spatial_shapes, mask."""
     reference = rand(2, S, 2, 2, seed=3).sigmoid()
     return rand(2, S, C, seed=1), rand(2, S, C, seed=2), reference, torch.tensor(SHAPES), MASK
 
@@ -262,7 +262,7 @@ def test_decoder_layer_dropout():
         if cross:
             query = query + layer.cross_attn(
                 layer_norm(layer.norm2, queried) + pos, reference, memory.tokens,
-                memory.level_shapes, MASK,
+                memory.spatial_shapes, MASK,
             )  # fmt: skip
         query = layer_norm(layer.norm1, query)
         if forward:

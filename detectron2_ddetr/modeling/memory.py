@@ -15,14 +15,12 @@ class Memory:
         tokens: (N, S, C), S = sum_l H_l * W_l, row by row.
         padding_mask: (N, S) bool, True = padding.
         spatial_shapes: list of (H_l, W_l) ints: no device is synchronised to know them.
-        level_shapes: (L, 2) int64 on the CPU, the same as a tensor, made once per forward pass.
         valid_ratios: (N, L, 2), (w, h) in (0, 1]: how much of the padded level is image.
     """
 
     tokens: Tensor
     padding_mask: Tensor
     spatial_shapes: list[tuple[int, int]]
-    level_shapes: Tensor
     valid_ratios: Tensor
 
     @classmethod
@@ -37,15 +35,12 @@ class Memory:
             tokens=flatten_maps(maps),
             padding_mask=torch.cat([m.flatten(1) for m in padding_masks], dim=1),
             spatial_shapes=spatial_shapes,
-            level_shapes=torch.tensor(spatial_shapes, dtype=torch.int64, device="cpu"),
             valid_ratios=torch.stack([valid_ratio(m) for m in padding_masks], dim=1),
         )
 
     def with_tokens(self, tokens: Tensor) -> "Memory":
         """The same geometry around other tokens, (N, S, C)."""
-        return Memory(
-            tokens, self.padding_mask, self.spatial_shapes, self.level_shapes, self.valid_ratios
-        )
+        return Memory(tokens, self.padding_mask, self.spatial_shapes, self.valid_ratios)
 
     def unflatten(self) -> list[Tensor]:
         """One (N, C, H_l, W_l) per level: for dense heads, mask heads and pictures."""

@@ -1,85 +1,12 @@
-"""Multi-scale deformable attention: the operator and the module with its four projections."""
+"""The multi-scale deformable attention module: the operator with its four projections."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def ms_deform_attn(
-    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
-    """
-    Multi-scale deformable attention, Eq. (3) of the paper without its two projections.
-
-    Args:
-        value: (N, S, M, D), all levels flattened and concatenated, S = sum_l H_l * W_l.
-        spatial_shapes: (L, 2) integers, (H_l, W_l) -- height first. Best kept on the CPU, since
-            their values are read: on a GPU that waits for all work before it.
-        sampling_locations: (N, Q, M, L, P, 2), (x, y) -- width first -- as a fraction of the padded
-            level: (0, 0) is the outer corner of its first cell. Outside the level, and where a
-            location is not finite, zero is read. Keep them float32 when `value` is 16-bit.
-        attention_weights: (N, Q, M, L, P), summing to one over (L, P).
-
-    Returns:
-        (N, Q, M * D) in the dtype of `value`; differentiable once in all three float inputs.
-
-    Raises:
-        ValueError: when the shapes do not fit together; the message gives both sides.
-    """
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    sizes = spatial_shapes.tolist()
-    areas = [height * width for height, width in sizes]
-    if sum(areas) != value.shape[1]:
-        raise ValueError(
-            f"spatial_shapes cover {sum(areas)} positions but value has {value.shape[1]}"
-        )
-    num_images, _, num_heads, channels = value.shape
-    num_queries = sampling_locations.shape[1]
-    # Locations decide: 16-bit values are read in float32.
-    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
-    # In [-1, 1] of the level, which is what grid_sample wants; anything beyond 2 is outside.
-    grid = (2 * sampling_locations.to(dtype) - 1).clamp(-3, 3).nan_to_num(nan=-3.0)
-    grid = grid.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (N * M, L, P, Q, 2)
-    weight = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (N * M, L, P, Q)
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N * M, D, S)
-    levels = maps.split(areas, dim=-1)
-    # Level by level, so that the samples of one level only are in memory.
-    output = maps.new_zeros(maps.shape[0], channels, num_queries)
-    for level, (level_map, size) in enumerate(zip(levels, sizes)):
-        sampled = F.grid_sample(level_map.unflatten(-1, size), grid[:, level], align_corners=False)
-        output = output + (sampled * weight[:, None, level]).sum(2)  # over P: (N * M, D, Q)
-    output = output.view(num_images, num_heads * channels, num_queries).transpose(1, 2)
-    return output.to(value.dtype)
-
-
-def describe_backend() -> str:
-    """One line: what computes :func:`ms_deform_attn`, and why."""
-    return "PyTorch (grid_sample), because this version has no compiled kernels"
-
-
-def _check_shapes(value: Tensor, shapes: Tensor, locations: Tensor, attention: Tensor) -> None:
-    if value.dim() != 4:
-        raise ValueError(f"value must be (N, S, M, D), got shape {tuple(value.shape)}")
-    if shapes.dim() != 2 or shapes.shape[1] != 2:
-        raise ValueError(f"spatial_shapes must be (L, 2), got shape {tuple(shapes.shape)}")
-    if locations.dim() != 6 or locations.shape[5] != 2:
-        raise ValueError(
-            f"sampling_locations must be (N, Q, M, L, P, 2), got shape {tuple(locations.shape)}"
-        )
-    if locations.shape[:5] != attention.shape:
-        raise ValueError(
-            f"attention_weights must be (N, Q, M, L, P) = {tuple(locations.shape[:5])} as in "
-            f"sampling_locations, got shape {tuple(attention.shape)}"
-        )
-    expected = (value.shape[0], value.shape[2], shapes.shape[0])
-    got = (locations.shape[0], locations.shape[2], locations.shape[3])
-    if got != expected:
-        raise ValueError(
-            f"sampling_locations have (N, M, L) = {got}, while value and spatial_shapes "
-            f"have {expected}"
-        )
+from .deform_attn_op import ms_deform_attn, ms_deform_attn_fused  # noqa: F401
 
 
 class MSDeformAttn(nn.Module):
@@ -130,7 +57,7 @@ class MSDeformAttn(nn.Module):
         query: Tensor,
         level_reference_points: Tensor,
         src: Tensor,
-        spatial_shapes: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]] | Tensor,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
         """
@@ -139,7 +66,8 @@ class MSDeformAttn(nn.Module):
             level_reference_points: (N, Q, L, 2), (x, y), or (N, Q, L, 4), (cx, cy, w, h), in
                 [0, 1] of the padded level.
             src: (N, S, C), the flattened maps to read from.
-            spatial_shapes: (L, 2) int64, (H_l, W_l) -- height first.
+            spatial_shapes: (H_l, W_l) of each level -- height first -- as ints. A tensor is read,
+                which on a GPU waits for all work before it.
             padding_mask: (N, S), True = padding, which is read as zero.
 
         Returns:
@@ -152,39 +80,14 @@ class MSDeformAttn(nn.Module):
         if padding_mask is not None:
             # After the projection, so that its bias does not leak out of padding.
             value = value.masked_fill(padding_mask[..., None], 0.0)
-        per_sample = (self.n_heads, self.n_levels, self.n_points)
-        logits = self.attention_weights(query).unflatten(-1, (self.n_heads, -1))
-        attention_weights = logits.softmax(-1).unflatten(-1, per_sample[1:])  # jointly over (L, P)
-        sampling_offsets = self.sampling_offsets(query).unflatten(-1, (*per_sample, 2))
-        output = ms_deform_attn(
+        per_head = (self.n_heads, self.n_levels * self.n_points)
+        if isinstance(spatial_shapes, Tensor):
+            spatial_shapes = spatial_shapes.tolist()
+        output = ms_deform_attn_fused(
             value.unflatten(-1, (self.n_heads, -1)),
             spatial_shapes,
-            self.sampling_locations(level_reference_points, sampling_offsets, spatial_shapes),
-            attention_weights,
+            level_reference_points,
+            self.sampling_offsets(query).unflatten(-1, (*per_head, 2)),
+            self.attention_weights(query).unflatten(-1, per_head),
         )
         return self.output_proj(output)
-
-    def sampling_locations(
-        self, level_reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor
-    ) -> Tensor:
-        """
-        (N, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
-
-        Offsets are cells of their level around a point (Eq. (3)), or fractions of half a box
-        divided by P around a box (Sec. A.4; the division is from the official code).
-        """
-        reference = level_reference_points[:, :, None, :, None, :]  # (N, Q, 1, L, 1, 2 or 4)
-        if reference.shape[-1] == 2:
-            # float32 even when the offsets are 16-bit: a coordinate must not be rounded to 16 bits.
-            size = spatial_shapes.flip(1)[:, None].to(
-                reference, non_blocking=True
-            )  # (L, 1, 2), (W, H)
-            return reference + sampling_offsets / size
-        if reference.shape[-1] == 4:
-            return reference[..., :2] + sampling_offsets * (
-                reference[..., 2:] * (0.5 / self.n_points)
-            )
-        raise ValueError(
-            "level_reference_points must end in 2 numbers (x, y) or 4 (cx, cy, w, h), "
-            f"got shape {tuple(level_reference_points.shape)}"
-        )

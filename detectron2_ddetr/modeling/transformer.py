@@ -65,21 +65,21 @@ class DeformableTransformerEncoderLayer(nn.Module):
         src: Tensor,
         pos_embed: Tensor,
         level_reference_points: Tensor,
-        level_shapes: Tensor,
+        spatial_shapes: list[tuple[int, int]],
         padding_mask: Tensor,
     ) -> Tensor:
         """
         Args:
             src, pos_embed: (N, S, C).
             level_reference_points: (N, S, L, 2), (x, y) in [0, 1] of the padded level.
-            level_shapes: (L, 2) int64, (H_l, W_l).
+            spatial_shapes: (H_l, W_l) of each level.
             padding_mask: (N, S), True = padding.
 
         Returns:
             (N, S, C).
         """
         attended = self.self_attn(
-            src + pos_embed, level_reference_points, src, level_shapes, padding_mask
+            src + pos_embed, level_reference_points, src, spatial_shapes, padding_mask
         )
         src = self.norm1(src + self.dropout1(attended))
         hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
@@ -104,7 +104,11 @@ class DeformableTransformerEncoder(nn.Module):
         tokens = memory.tokens
         for layer in self.layers:
             tokens = layer(
-                tokens, pos_embed, level_reference_points, memory.level_shapes, memory.padding_mask
+                tokens,
+                pos_embed,
+                level_reference_points,
+                memory.spatial_shapes,
+                memory.padding_mask,
             )
         return memory.with_tokens(tokens)
 
@@ -166,7 +170,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
             query + query_pos,
             level_reference_points,
             memory.tokens,
-            memory.level_shapes,
+            memory.spatial_shapes,
             memory.padding_mask,
         )
         query = self.norm1(query + self.dropout1(attended))

@@ -1,0 +1,51 @@
+// The table of kernels of one instruction set; see avx512.cpp.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+
+namespace ddetr {
+namespace {
+
+// Calls `run(T, O)` with the types of values and points.
+template <class T, class Run>
+inline void with_point_type(const Problem& p, Run run) {
+  if (p.point_type == p.value_type)
+    run(T{}, T{});
+  else
+    run(T{}, Sum<T>{});
+}
+
+template <class Run>
+inline void with_types(const Problem& p, Run run) {
+  switch (p.value_type) {
+    case Dtype::kDouble: return run(double{}, double{});
+    case Dtype::kFloat: return run(float{}, float{});
+    case Dtype::kHalf: return with_point_type<Half>(p, run);
+    case Dtype::kBFloat16: return with_point_type<BFloat16>(p, run);
+  }
+}
+
+void run_forward(const Problem& p, void* output, int64_t first, int64_t last) {
+  with_types(p, [&](auto t, auto o) { forward<decltype(t), decltype(o)>(p, output, first, last); });
+}
+
+void run_softmax(const Problem& p, void* attention, int64_t first, int64_t last) {
+  with_types(p, [&](auto t, auto o) {
+    softmax_of_logits<decltype(t), decltype(o)>(p, attention, first, last);
+  });
+}
+
+void run_backward(const Problem& p, const Gradients& grads, int64_t image, int64_t head,
+                  int64_t level) {
+  with_types(p, [&](auto t, auto o) {
+    backward<decltype(t), decltype(o)>(p, grads, image, head, level);
+  });
+}
+
+void run_finish(const Problem& p, const Gradients& grads, int64_t first, int64_t last) {
+  with_types(p, [&](auto t, auto o) { finish<decltype(t), decltype(o)>(p, grads, first, last); });
+}
+
+}  // namespace
+}  // namespace ddetr

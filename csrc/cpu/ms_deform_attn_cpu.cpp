@@ -1,0 +1,269 @@
+// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines; shapes and
+// dtypes have been checked there. Stable ABI only, so that one binary serves many torch versions.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "problem.h"
+
+namespace ddetr {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The widest instruction set of this processor, or the one that DDETR_CPU_KERNELS names.
+const Kernels& choose_kernels() {
+  std::vector<const Kernels*> usable;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    usable.push_back(&avx512_kernels);
+  if (avx2) usable.push_back(&avx2_kernels);
+#endif
+  usable.push_back(&portable_kernels);
+  const char* wanted = std::getenv("DDETR_CPU_KERNELS");
+  if (!wanted || !*wanted) return *usable.front();
+  for (const Kernels* kernels : usable)
+    if (!std::strcmp(kernels->name, wanted)) return *kernels;
+  STD_TORCH_CHECK(false, "DDETR_CPU_KERNELS is '", wanted,
+                  "', which is not among the kernels that run on this processor: avx512, avx2 or "
+                  "portable, as far as it has them");
+}
+
+const Kernels& chosen_kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Dtype::kDouble;
+    case ScalarType::Float: return Dtype::kFloat;
+    case ScalarType::Half: return Dtype::kHalf;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: STD_TORCH_CHECK(false, "values must be floating point of 16, 32 or 64 bits");
+  }
+}
+
+// Calls f(first, last) on parts of [0, count). Threads take parts as they become free, so that none
+// waits for one that another program has slowed down; who takes what changes no result.
+template <class F>
+void for_parts(int64_t count, int64_t part, const F& f) {
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> out_of_memory{false};  // an exception must not leave the thread it is in
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), (count + part - 1) / part);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    try {
+      for (int64_t first; (first = next.fetch_add(part)) < count;)
+        f(first, std::min(first + part, count));
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, "ms_deform_attn: not enough memory for its temporary maps");
+}
+
+constexpr int64_t kPairsPerPart = 256, kQueriesPerPart = 32;
+
+// A problem together with what its pointers point to.
+struct Call {
+  const Kernels& kernels = chosen_kernels();
+  Tensor value, points, weights;
+  std::vector<Level> levels;
+  Problem problem{};
+
+  Call(const Tensor& value_, const std::vector<int64_t>& shapes,
+       const std::vector<int64_t>& level_points, const Tensor& points_, const Tensor& weights_)
+      : value(value_.stride(3) == 1 || value_.size(3) == 1 ? value_
+                                                           : torch::stable::contiguous(value_)),
+        points(torch::stable::contiguous(points_)),
+        weights(torch::stable::contiguous(weights_)) {
+    int64_t start = 0, sample = 0;
+    for (size_t l = 0; l < level_points.size(); ++l) {
+      levels.push_back({shapes[2 * l], shapes[2 * l + 1], start, level_points[l], sample});
+      start += shapes[2 * l] * shapes[2 * l + 1];
+      sample += level_points[l];
+    }
+    STD_TORCH_CHECK(start == value.size(1), "spatial_shapes cover ", start,
+                    " positions but value has ", value.size(1));
+    problem.images = value.size(0), problem.positions = value.size(1);
+    problem.heads = value.size(2), problem.channels = value.size(3);
+    problem.queries = points.size(1), problem.samples = sample;
+    problem.levels = levels.size(), problem.level = levels.data();
+    problem.value_type = dtype_of(value), problem.point_type = dtype_of(points);
+    problem.value = value.const_data_ptr();
+    for (int i = 0; i < 3; ++i) problem.value_strides[i] = value.stride(i);
+    problem.points = points.const_data_ptr(), problem.weights = weights.const_data_ptr();
+  }
+
+  Call(Call&&) = default;  // and no copy: problem.level points into levels
+
+  int64_t pairs() const { return problem.images * problem.queries * problem.heads; }
+  int64_t queries() const { return problem.images * problem.queries; }
+  ScalarType sum_type() const {
+    return problem.value_type == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+  }
+  Tensor sums(std::vector<int64_t> sizes) const {
+    return torch::stable::new_empty(value, sizes, sum_type());
+  }
+
+  Tensor forward() const {
+    const Problem& p = problem;
+    Tensor output =
+        torch::stable::new_empty(value, {p.images, p.queries, p.heads * p.channels});
+    for_parts(pairs(), kPairsPerPart, [&](int64_t first, int64_t last) {
+      kernels.forward(p, output.mutable_data_ptr(), first, last);
+    });
+    return output;
+  }
+
+  void backward(const Gradients& grads) const {
+    const Problem& p = problem;
+    // The largest levels first, so that the last parts are small.
+    std::vector<int64_t> order(p.levels);
+    for (int64_t l = 0; l < p.levels; ++l) order[l] = l;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return levels[a].height * levels[a].width > levels[b].height * levels[b].width;
+    });
+    const int64_t owners = p.images * p.heads;
+    for_parts(owners * p.levels, 1, [&](int64_t task, int64_t) {
+      const int64_t owner = task % owners;
+      kernels.backward(p, grads, owner / p.heads, owner % p.heads, order[task / owners]);
+    });
+  }
+};
+
+std::vector<int64_t> read_shapes(const Tensor& spatial_shapes) {
+  const Tensor shapes = torch::stable::contiguous(spatial_shapes);
+  const int64_t* first = shapes.const_data_ptr<int64_t>();
+  return {first, first + shapes.numel()};
+}
+
+Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+
+Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+  const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
+  return Call(value, read_shapes(spatial_shapes), points, sampling_locations, attention_weights)
+      .forward();
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& sampling_locations, const Tensor& attention_weights, bool needs_value,
+    bool needs_locations, bool needs_weights, bool /*always deterministic*/) {
+  const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
+  const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
+                  attention_weights);
+  const Problem& p = call.problem;
+  const Tensor output = torch::stable::contiguous(grad_output);
+  Tensor grad_value =
+      torch::stable::new_empty(value, {p.images, p.positions, p.heads, p.channels});
+  Tensor grad_locations = call.sums({p.images, p.queries, p.heads, p.samples, 2});
+  Tensor grad_weights = call.sums({p.images, p.queries, p.heads, p.samples});
+  Gradients grads{};
+  grads.output = output.const_data_ptr(), grads.attention = p.weights;
+  grads.value = grad_value.mutable_data_ptr();
+  grads.sample_points = grad_locations.mutable_data_ptr();
+  grads.sample_attention = grad_weights.mutable_data_ptr();
+  call.backward(grads);
+  const auto shaped = [](const Tensor& t, const Tensor& as) {
+    return torch::stable::view(t, as.sizes());
+  };
+  return {needs_value ? grad_value : nothing(value),
+          needs_locations ? shaped(grad_locations, sampling_locations) : nothing(grad_locations),
+          needs_weights ? shaped(grad_weights, attention_weights) : nothing(grad_weights)};
+}
+
+Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes,
+                const std::vector<int64_t>& level_points, const Tensor& references,
+                const Tensor& sampling_offsets, const Tensor& attention_logits) {
+  Call call(value, level_shapes, level_points, sampling_offsets, attention_logits);
+  call.problem.references = references.const_data_ptr();
+  call.problem.reference_size = references.size(3);
+  return call;
+}
+
+Tensor ms_deform_attn_fused(const Tensor& value, std::vector<int64_t> level_shapes,
+                            std::vector<int64_t> level_points, const Tensor& reference_points,
+                            const Tensor& sampling_offsets, const Tensor& attention_logits) {
+  const Tensor references = torch::stable::contiguous(reference_points);
+  return fused_call(value, level_shapes, level_points, references, sampling_offsets,
+                    attention_logits)
+      .forward();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> level_shapes,
+    std::vector<int64_t> level_points, const Tensor& reference_points,
+    const Tensor& sampling_offsets, const Tensor& attention_logits, bool needs_value,
+    bool needs_references, bool needs_offsets, bool needs_logits, bool /*always deterministic*/) {
+  const Tensor references = torch::stable::contiguous(reference_points);
+  const Call call = fused_call(value, level_shapes, level_points, references, sampling_offsets,
+                               attention_logits);
+  const Problem& p = call.problem;
+  const Tensor output = torch::stable::contiguous(grad_output);
+  const std::vector<int64_t> offset_sizes = {p.images, p.queries, p.heads, p.samples, 2};
+  const std::vector<int64_t> logit_sizes = {p.images, p.queries, p.heads, p.samples};
+  Tensor grad_value =
+      torch::stable::new_empty(value, {p.images, p.positions, p.heads, p.channels});
+  Tensor grad_offsets = torch::stable::new_empty(sampling_offsets, offset_sizes);
+  Tensor grad_logits = torch::stable::new_empty(attention_logits, logit_sizes);
+  Tensor grad_references = needs_references
+                               ? torch::stable::new_empty(references, references.sizes())
+                               : nothing(references);
+  // In 16 bits sums need memory of their own; otherwise results overwrite them.
+  const bool same = sampling_offsets.scalar_type() == call.sum_type();
+  const Tensor attention = call.sums(logit_sizes);
+  const Tensor sample_points = same ? grad_offsets : call.sums(offset_sizes);
+  const Tensor sample_attention = same ? grad_logits : call.sums(logit_sizes);
+  Gradients grads{};
+  grads.output = output.const_data_ptr(), grads.attention = attention.const_data_ptr();
+  grads.value = grad_value.mutable_data_ptr();
+  grads.sample_points = sample_points.mutable_data_ptr();
+  grads.sample_attention = sample_attention.mutable_data_ptr();
+  grads.points = grad_offsets.mutable_data_ptr();
+  grads.logits = grad_logits.mutable_data_ptr();
+  grads.references = needs_references ? grad_references.mutable_data_ptr() : nullptr;
+  for_parts(call.pairs(), kPairsPerPart, [&](int64_t first, int64_t last) {
+    call.kernels.softmax(p, attention.mutable_data_ptr(), first, last);
+  });
+  call.backward(grads);
+  for_parts(call.queries(), kQueriesPerPart, [&](int64_t first, int64_t last) {
+    call.kernels.finish(p, grads, first, last);
+  });
+  return {needs_value ? grad_value : nothing(value), grad_references,
+          needs_offsets ? grad_offsets : nothing(sampling_offsets),
+          needs_logits ? grad_logits : nothing(attention_logits)};
+}
+
+std::string cpu_kernels() { return chosen_kernels().name; }
+
+}  // namespace
+}  // namespace ddetr
+
+STABLE_TORCH_LIBRARY_IMPL(detectron2_ddetr, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&ddetr::ms_deform_attn));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr::ms_deform_attn_backward));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&ddetr::ms_deform_attn_fused));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr::ms_deform_attn_fused_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(detectron2_ddetr, CompositeImplicitAutograd, m) {
+  m.impl("cpu_kernels", TORCH_BOX(&ddetr::cpu_kernels));
+}

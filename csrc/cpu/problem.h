@@ -1,0 +1,68 @@
+// What the kernels compute, as plain data: the only thing that the files for the instruction sets
+// share with the rest. Names of sizes: N images, S positions of all levels, Q queries, M heads,
+// D channels per head, L levels, P points of a level, K = sum of P.
+#pragma once
+
+#include <cstdint>
+
+namespace ddetr {
+
+enum class Dtype { kDouble, kFloat, kHalf, kBFloat16 };
+
+struct Level {
+  int64_t height, width;
+  int64_t start;         // first of its positions
+  int64_t points;        // P
+  int64_t first_sample;  // of its points among K
+};
+
+struct Problem {
+  int64_t images, positions, queries, heads, channels, levels, samples;  // N S Q M D L K
+  const Level* level;                                                    // L
+
+  // C below is the type of coordinates and sums: double for double values, otherwise float.
+  Dtype value_type;  // T
+  Dtype point_type;  // O: of points and logits, T or C
+
+  const void* value;         // T, (N, S, M, D)
+  int64_t value_strides[3];  // of N, S and M, in elements; that of D is one
+
+  // A sample is read at pixel  point * step + base  of its level, in x and in y.
+  // Without references, points are locations in [0, 1]: step = size, base = -1/2.
+  // With them, points are offsets: step and base follow from the reference of query and level.
+  const void* points;      // O, (N, Q, M, K, 2), (x, y)
+  const void* references;  // C, (N, Q, L, R), (x, y) or (cx, cy, w, h), or null
+  int64_t reference_size;  // R: 2 or 4
+
+  const void* weights;  // without references: C, (N, Q, M, K); with them: logits, O, same shape
+};
+
+struct Gradients {
+  const void* output;      // T, (N, Q, M, D), contiguous: what comes in
+  const void* attention;   // C, (N, Q, M, K): weights, or softmax of the logits
+  void* value;             // T, (N, S, M, D), contiguous; written completely
+  void* sample_points;     // C, (N, Q, M, K, 2): by location, or by pixel where there are references
+  void* sample_attention;  // C, (N, Q, M, K)
+  void* points;            // O, (N, Q, M, K, 2), with references only; may be sample_points
+  void* logits;            // O, (N, Q, M, K), with references only; may be sample_attention
+  void* references;        // C, (N, Q, L, R), or null
+};
+
+// One table per instruction set. Ranges are over (N, Q, M), (N, Q) or (N, M, L), flattened.
+struct Kernels {
+  const char* name;
+  void (*forward)(const Problem&, void* output, int64_t first_pair, int64_t last_pair);
+  void (*softmax)(const Problem&, void* attention, int64_t first_pair, int64_t last_pair);
+  // One (image, head, level) owns its part of every gradient, so that there are no races.
+  void (*backward)(const Problem&, const Gradients&, int64_t image, int64_t head, int64_t level);
+  // Gradients by pixel and probability -> by offset, logit and reference.
+  void (*finish)(const Problem&, const Gradients&, int64_t first_query, int64_t last_query);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace ddetr

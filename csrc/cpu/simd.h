@@ -1,0 +1,212 @@
+// Vectors of one instruction set. Included by each file that defines DDETR_VECTOR_BYTES and, around
+// it, the target; everything has internal linkage, so that no code of a wider set can leak out.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "problem.h"
+
+namespace ddetr {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+// GCC and Clang vectors: operators work lane by lane, a * b + c contracts to one instruction.
+template <class C>
+struct Lanes {
+  static constexpr int count = DDETR_VECTOR_BYTES / sizeof(C);
+  typedef C Vector __attribute__((vector_size(DDETR_VECTOR_BYTES)));
+  typedef C Unaligned __attribute__((vector_size(DDETR_VECTOR_BYTES), aligned(1), may_alias));
+};
+template <class C>
+using Vector = typename Lanes<C>::Vector;
+using VectorF = Vector<float>;
+using VectorI = Vector<int32_t>;
+using VectorU = Vector<uint32_t>;
+typedef uint16_t Vector16 __attribute__((vector_size(DDETR_VECTOR_BYTES / 2)));
+typedef uint16_t Unaligned16
+    __attribute__((vector_size(DDETR_VECTOR_BYTES / 2), aligned(1), may_alias));
+
+template <class C>
+inline Vector<C> load(const C* p) {
+  return *reinterpret_cast<const typename Lanes<C>::Unaligned*>(p);
+}
+
+template <class C>
+inline void store(C* p, Vector<C> v) {
+  *reinterpret_cast<typename Lanes<C>::Unaligned*>(p) = v;
+}
+
+inline VectorF load(const BFloat16* p) {
+#if DDETR_VECTOR_BYTES == 64  // what the general form compiles to is slow
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return (VectorF)_mm512_slli_epi32(wide, 16);
+#elif DDETR_VECTOR_BYTES == 32
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return (VectorF)_mm256_slli_epi32(wide, 16);
+#endif
+  const Vector16 bits = *reinterpret_cast<const Unaligned16*>(p);
+  return (VectorF)(__builtin_convertvector(bits, VectorU) << 16);
+}
+
+inline void store(BFloat16* p, VectorF v) {
+  const VectorU bits = (VectorU)v;
+  const VectorU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest even
+  const VectorU quiet = (bits >> 16) | 0x40;                           // stays a NaN
+  const VectorU result = ((VectorU)(v == v) & rounded) | ((VectorU)(v != v) & quiet);
+  *reinterpret_cast<Unaligned16*>(p) = __builtin_convertvector(result, Vector16);
+}
+
+inline VectorF load(const Half* p) {
+#if DDETR_VECTOR_BYTES == 64
+  return (VectorF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif DDETR_VECTOR_BYTES == 32
+  return (VectorF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  const VectorU bits = __builtin_convertvector(*reinterpret_cast<const Unaligned16*>(p), VectorU);
+  // Exponent and mantissa in place, then rebased by 2^112, which also makes subnormals right.
+  const VectorF magnitude = (VectorF)((bits & 0x7fff) << 13) * 0x1p112f;
+  const VectorU special = (VectorU)((bits & 0x7c00) == 0x7c00) & 0x7f800000u;
+  return (VectorF)((VectorU)magnitude | special | ((bits & 0x8000) << 16));
+#endif
+}
+
+inline float to_sum(float v) { return v; }
+inline double to_sum(double v) { return v; }
+inline float to_sum(BFloat16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+inline float to_sum(Half v) {
+  uint32_t bits = uint32_t(v.bits & 0x7fff) << 13;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  result *= 0x1p112f;
+  std::memcpy(&bits, &result, 4);
+  if ((v.bits & 0x7c00) == 0x7c00) bits |= 0x7f800000u;
+  bits |= uint32_t(v.bits & 0x8000) << 16;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+inline void from_sum(float v, float* p) { *p = v; }
+inline void from_sum(double v, double* p) { *p = v; }
+inline void from_sum(float v, BFloat16* p) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  p->bits = v == v ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 0x40;
+}
+inline void from_sum(float v, Half* p) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const uint16_t sign = (bits >> 16) & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) {
+    p->bits = sign | 0x7e00;
+  } else if (bits >= 0x477ff000) {  // rounds to 65536 or more
+    p->bits = sign | 0x7c00;
+  } else if (bits < 0x38800000) {  // subnormal: adding 1/2 leaves units of 2^-24 in the mantissa
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    p->bits = sign | uint16_t(bits - 0x3f000000);
+  } else {
+    p->bits = sign | uint16_t((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
+  }
+}
+
+inline void store(Half* p, VectorF v) {
+#if DDETR_VECTOR_BYTES == 64
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif DDETR_VECTOR_BYTES == 32
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < Lanes<float>::count; ++i) from_sum(v[i], p + i);
+#endif
+}
+
+template <class C>
+inline C reduce(Vector<C> v) {
+  C sum = 0;
+  for (int i = 0; i < Lanes<C>::count; ++i) sum += v[i];
+  return sum;
+}
+
+// The sums of four vectors at once.
+template <class C>
+inline void reduce4(Vector<C> a, Vector<C> b, Vector<C> c, Vector<C> d, C* out) {
+#if DDETR_VECTOR_BYTES >= 32
+  if constexpr (sizeof(C) == 4) {
+#if DDETR_VECTOR_BYTES == 64
+    // Halves of two vectors side by side, then quarters of four: each step halves what is left.
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44),
+                                    _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)c, (__m512)d, 0x44),
+                                    _mm512_shuffle_f32x4((__m512)c, (__m512)d, 0xee));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),  // quarters: a b c d
+                               _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all)));
+#else
+    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b);
+    const __m256 sums = _mm256_hadd_ps(ab, _mm256_hadd_ps((__m256)c, (__m256)d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#endif
+    return;
+  }
+#endif
+  out[0] = reduce<C>(a), out[1] = reduce<C>(b), out[2] = reduce<C>(c), out[3] = reduce<C>(d);
+}
+
+inline VectorF select(VectorI condition, VectorF yes, VectorF no) {
+  return (VectorF)((condition & (VectorI)yes) | (~condition & (VectorI)no));
+}
+
+// exp to 2 ulp; 0 where x < -87, NaN for NaN. Cephes' polynomial on [-ln 2 / 2, ln 2 / 2].
+inline VectorF exp(VectorF x) {
+  const VectorI underflow = x < -87.0f;
+  const VectorF bounded = select(underflow, VectorF{} - 87.0f, x);
+  const VectorF magic = VectorF{} + 0x1.8p23f;  // adding it rounds to an integer
+  const VectorF shifted = bounded * 1.44269504088896341f + magic;
+  const VectorF n = shifted - magic;
+  VectorF r = bounded - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  VectorF p = VectorF{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const VectorF scale = (VectorF)(((VectorU)shifted + 127) << 23);  // 2^n: n is in the low bits
+  return select(underflow, VectorF{}, p * scale);
+}
+
+}  // namespace
+}  // namespace ddetr

@@ -1,0 +1,417 @@
+"""
+The operator: its two entries, and what they mean to autograd, to compilers and to exporters.
+
+Schemas, shapes of results, gradients and a PyTorch form are here; the compiled modules (csrc) only
+add kernels for CPU and CUDA tensors. So a program exported or compiled without them runs with them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .deform_attn_pytorch import (
+    gather_backward,
+    gather_forward,
+    grid_sample_forward,
+    locations_from_offsets,
+    step_and_base,
+)
+
+_NAMESPACE = "detectron2_ddetr"
+_INPUTS = "Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
+_FUSED_INPUTS = (
+    "Tensor value, SymInt[] level_shapes, int[] level_points, Tensor reference_points, "
+    "Tensor sampling_offsets, Tensor attention_logits"
+)
+_library = torch.library.Library(_NAMESPACE, "DEF")
+for _schema in (
+    f"ms_deform_attn({_INPUTS}) -> Tensor",
+    f"ms_deform_attn_backward(Tensor grad_output, {_INPUTS}, bool needs_value, "
+    "bool needs_locations, bool needs_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
+    f"ms_deform_attn_fused({_FUSED_INPUTS}) -> Tensor",
+    f"ms_deform_attn_fused_backward(Tensor grad_output, {_FUSED_INPUTS}, bool needs_value, "
+    "bool needs_references, bool needs_offsets, bool needs_logits, bool deterministic) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_library.define("cpu_kernels() -> str")  # which of the compiled ones this processor runs
+_ops = torch.ops.detectron2_ddetr
+
+
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """
+    Multi-scale deformable attention, Eq. (3) of the paper without its two projections.
+
+    Sums are float32, or float64 for float64 values, and so are locations and weights inside.
+
+    Args:
+        value: (N, S, M, D), all levels flattened and concatenated, S = sum_l H_l * W_l. 16, 32 or
+            64 bits; any strides, though one other than 1 along D costs a copy.
+        spatial_shapes: (L, 2) integers, (H_l, W_l) -- height first; on the CPU or with `value`.
+        sampling_locations: (N, Q, M, L, P, 2), (x, y) -- width first -- as a fraction of the padded
+            level: (0, 0) is the outer corner of its first cell. Outside the level, and where a
+            location is not finite, zero is read. Keep them float32 when `value` is 16-bit.
+        attention_weights: (N, Q, M, L, P), summing to one over (L, P).
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`; differentiable once in all three float inputs.
+
+    Raises:
+        ValueError: when the shapes do not fit together; the message gives both sides. Of
+            `spatial_shapes` on a GPU the numbers are not waited for; there the kernel asserts.
+    """
+    _check_value(value)
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    if spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_positions(value, spatial_shapes.tolist())
+    dtype = _coordinate_dtype(value)
+    return _ops.ms_deform_attn(
+        value,
+        spatial_shapes.to(torch.int64),
+        sampling_locations.to(dtype),
+        attention_weights.to(dtype),
+    )
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    points_per_level: Sequence[int] | None = None,
+) -> Tensor:
+    """
+    :func:`ms_deform_attn` from what the projections of a query give: softmax and locations inside.
+
+    Faster, and with 16-bit values more exact than from 16-bit locations, since a coordinate is the
+    float32 sum of a float32 reference and an offset that is small.
+
+    Args:
+        value: (N, S, M, D), as in :func:`ms_deform_attn`.
+        spatial_shapes: (H_l, W_l) of each level as ints.
+        reference_points: (N, Q, L, 2), (x, y), or (N, Q, L, 4), (cx, cy, w, h), in [0, 1] of the
+            padded level.
+        sampling_offsets: (N, Q, M, K, 2), (x, y), level after level, K points in all: in cells
+            of their level around a point, or in fractions of half a box, divided by the number
+            of points of the level, around a box (Sec. A.4).
+        attention_logits: (N, Q, M, K); the softmax is over K.
+        points_per_level: how many of the K belong to each level; None shares them equally.
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`; differentiable once in all four tensors.
+
+    Raises:
+        ValueError: when the shapes do not fit together; the message gives both sides.
+    """
+    _check_value(value)
+    _check_positions(value, spatial_shapes)
+    if points_per_level is None:
+        if len(spatial_shapes) == 0 or sampling_offsets.shape[3] % len(spatial_shapes) != 0:
+            raise ValueError(
+                f"{sampling_offsets.shape[3]} points cannot be shared equally by "
+                f"{len(spatial_shapes)} levels: say how with points_per_level"
+            )
+        points_per_level = [sampling_offsets.shape[3] // len(spatial_shapes)] * len(spatial_shapes)
+    _check_fused_shapes(
+        value, spatial_shapes, reference_points, sampling_offsets, attention_logits,
+        points_per_level,
+    )  # fmt: skip
+    dtype = _coordinate_dtype(value)
+    if not sampling_offsets.dtype == attention_logits.dtype == value.dtype:
+        sampling_offsets, attention_logits = sampling_offsets.to(dtype), attention_logits.to(dtype)
+    return _ops.ms_deform_attn_fused(
+        value,
+        [size for pair in spatial_shapes for size in pair],
+        list(points_per_level),
+        reference_points.to(dtype),
+        sampling_offsets,
+        attention_logits,
+    )
+
+
+def _coordinate_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _check_value(value: Tensor) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"value must be (N, S, M, D), got shape {tuple(value.shape)}")
+    if value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"value must be float of 16, 32 or 64 bits, got {value.dtype}")
+
+
+def _check_positions(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> None:
+    positions = sum(height * width for height, width in spatial_shapes)
+    if positions != value.shape[1]:
+        raise ValueError(
+            f"spatial_shapes cover {positions} positions but value has {value.shape[1]}"
+        )
+
+
+def _check_shapes(value: Tensor, shapes: Tensor, locations: Tensor, attention: Tensor) -> None:
+    if shapes.dim() != 2 or shapes.shape[1] != 2:
+        raise ValueError(f"spatial_shapes must be (L, 2), got shape {tuple(shapes.shape)}")
+    if locations.dim() != 6 or locations.shape[5] != 2:
+        raise ValueError(
+            f"sampling_locations must be (N, Q, M, L, P, 2), got shape {tuple(locations.shape)}"
+        )
+    if locations.shape[:5] != attention.shape:
+        raise ValueError(
+            f"attention_weights must be (N, Q, M, L, P) = {tuple(locations.shape[:5])} as in "
+            f"sampling_locations, got shape {tuple(attention.shape)}"
+        )
+    expected = (value.shape[0], value.shape[2], shapes.shape[0])
+    got = (locations.shape[0], locations.shape[2], locations.shape[3])
+    if got != expected:
+        raise ValueError(
+            f"sampling_locations have (N, M, L) = {got}, while value and spatial_shapes "
+            f"have {expected}"
+        )
+
+
+def _check_fused_shapes(
+    value: Tensor, shapes, references: Tensor, offsets: Tensor, logits: Tensor, level_points
+) -> None:
+    if references.dim() != 4 or references.shape[3] not in (2, 4):
+        raise ValueError(
+            "reference_points must be (N, Q, L, R) and end in 2 numbers (x, y) or 4 (cx, cy, w, h), "
+            f"got shape {tuple(references.shape)}"
+        )
+    if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
+        raise ValueError(
+            f"points_per_level must give one number, at least 1, for each of {len(shapes)} levels, "
+            f"got {list(level_points)}"
+        )
+    num_images, num_queries, num_levels = references.shape[:3]
+    expected = (value.shape[0], num_queries, value.shape[2], sum(level_points))
+    if logits.shape != expected or offsets.shape != (*expected, 2):
+        raise ValueError(
+            f"attention_logits must be (N, Q, M, K) = {expected} as in value, reference_points and "
+            f"points_per_level, and sampling_offsets (N, Q, M, K, 2); got shapes "
+            f"{tuple(logits.shape)} and {tuple(offsets.shape)}"
+        )
+    if (num_images, num_levels) != (value.shape[0], len(shapes)):
+        raise ValueError(
+            f"reference_points have (N, L) = {(num_images, num_levels)}, while value and "
+            f"spatial_shapes have {(value.shape[0], len(shapes))}"
+        )
+
+
+# Where no kernel is compiled for the device of the tensors.
+
+
+def _impl(function):
+    _library.impl(function.__name__[1:], function, "CompositeExplicitAutograd")
+    return function
+
+
+@_impl
+def _ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights):
+    return gather_forward(
+        value,
+        spatial_shapes.tolist(),
+        [sampling_locations.shape[4]] * sampling_locations.shape[3],
+        sampling_locations.flatten(3, 4),
+        attention_weights.flatten(3, 4),
+    )
+
+
+@_impl
+def _ms_deform_attn_backward(
+    grad_output, value, spatial_shapes, sampling_locations, attention_weights,
+    needs_value, needs_locations, needs_weights, deterministic,
+):  # fmt: skip
+    grad_value, grad_locations, grad_weights = gather_backward(
+        grad_output,
+        value,
+        spatial_shapes.tolist(),
+        [sampling_locations.shape[4]] * sampling_locations.shape[3],
+        sampling_locations.flatten(3, 4),
+        attention_weights.flatten(3, 4),
+    )
+    return (
+        grad_value if needs_value else value.new_empty(0),
+        (
+            grad_locations.view(sampling_locations.shape)
+            if needs_locations
+            else sampling_locations.new_empty(0)
+        ),
+        (
+            grad_weights.view(attention_weights.shape)
+            if needs_weights
+            else attention_weights.new_empty(0)
+        ),
+    )
+
+
+def _pairs(level_shapes):
+    return list(zip(level_shapes[::2], level_shapes[1::2]))
+
+
+@_impl
+def _ms_deform_attn_fused(
+    value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+):
+    sizes = _pairs(level_shapes)
+    locations = locations_from_offsets(reference_points, sampling_offsets, sizes, level_points)
+    attention = attention_logits.to(locations.dtype).softmax(-1)
+    return gather_forward(value, sizes, level_points, locations, attention)
+
+
+@_impl
+def _ms_deform_attn_fused_backward(
+    grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
+    attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
+):  # fmt: skip
+    sizes = _pairs(level_shapes)
+    step, base = step_and_base(reference_points, sizes, level_points)
+    locations = base + sampling_offsets * step
+    attention = attention_logits.to(locations.dtype).softmax(-1)
+    grad_value, grad_locations, grad_attention = gather_backward(
+        grad_output, value, sizes, level_points, locations, attention
+    )
+    mean = (attention * grad_attention).sum(-1, keepdim=True)
+    grad_logits = (attention * (grad_attention - mean)).to(attention_logits.dtype)
+    grad_offsets = (grad_locations * step).to(sampling_offsets.dtype)
+    parts = [grad_locations]
+    if reference_points.shape[3] == 4:
+        points = torch.tensor(level_points, device=value.device)
+        scale = (0.5 / points).repeat_interleave(points)[:, None]
+        parts.append(grad_locations * sampling_offsets * scale.to(locations.dtype))
+    grad_references = torch.stack(
+        [
+            torch.cat([part.sum((2, 3)) for part in level_parts], dim=-1)
+            for level_parts in zip(*(part.split(level_points, dim=3) for part in parts))
+        ],
+        dim=2,
+    )
+    return (
+        grad_value if needs_value else value.new_empty(0),
+        grad_references if needs_references else reference_points.new_empty(0),
+        grad_offsets if needs_offsets else sampling_offsets.new_empty(0),
+        grad_logits if needs_logits else attention_logits.new_empty(0),
+    )
+
+
+#: For ``torch.export``: ``program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)`` writes the operator
+#: with `grid_sample`, for runtimes that know no other.
+GRID_SAMPLE_DECOMPOSITIONS = {}
+
+
+def _decompose_fused(
+    value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+):
+    sizes = _pairs(level_shapes)
+    locations = locations_from_offsets(reference_points, sampling_offsets, sizes, level_points)
+    attention = attention_logits.to(locations.dtype).softmax(-1)
+    return grid_sample_forward(value, sizes, level_points, locations, attention)
+
+
+GRID_SAMPLE_DECOMPOSITIONS[_ops.ms_deform_attn_fused.default] = _decompose_fused
+
+
+# Shapes of results, for compilers and exporters.
+
+
+def _fake(function):
+    name = f"{_NAMESPACE}::{function.__name__[6:]}"
+    torch.library.register_fake(name, function, lib=_library)
+    return function
+
+
+def _contiguous(like: Tensor, needed: bool = True) -> Tensor:
+    return like.new_empty(like.shape if needed else 0)
+
+
+@_fake
+def _fake_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights):
+    num_images, num_queries, num_heads = attention_weights.shape[:3]
+    return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
+
+
+@_fake
+def _fake_ms_deform_attn_backward(
+    grad_output, value, spatial_shapes, sampling_locations, attention_weights,
+    needs_value, needs_locations, needs_weights, deterministic,
+):  # fmt: skip
+    return (
+        _contiguous(value, needs_value),
+        _contiguous(sampling_locations, needs_locations),
+        _contiguous(attention_weights, needs_weights),
+    )
+
+
+@_fake
+def _fake_ms_deform_attn_fused(
+    value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+):
+    num_images, num_queries, num_heads = attention_logits.shape[:3]
+    return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
+
+
+@_fake
+def _fake_ms_deform_attn_fused_backward(
+    grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
+    attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
+):  # fmt: skip
+    return (
+        _contiguous(value, needs_value),
+        _contiguous(reference_points, needs_references),
+        _contiguous(sampling_offsets, needs_offsets),
+        _contiguous(attention_logits, needs_logits),
+    )
+
+
+# Gradients. What is saved is what came in: the softmax and the locations are computed again.
+
+
+def _save_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.lists = [x for x in inputs if not isinstance(x, Tensor)]
+
+
+def _where(needed, grads):
+    return tuple(grad if need else None for need, grad in zip(needed, grads))
+
+
+def _backward(ctx, grad_output):
+    needs_value, _, *needs = ctx.needs_input_grad
+    grads = _ops.ms_deform_attn_backward(
+        grad_output.contiguous(), *ctx.saved_tensors, needs_value, *needs,
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    grad_value, grad_locations, grad_weights = _where((needs_value, *needs), grads)
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _fused_backward(ctx, grad_output):
+    needs_value, _, _, *needs = ctx.needs_input_grad
+    value, *rest = ctx.saved_tensors
+    grads = _ops.ms_deform_attn_fused_backward(
+        grad_output.contiguous(), value, *ctx.lists, *rest, needs_value, *needs,
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    grad_value, *grads = _where((needs_value, *needs), grads)
+    return grad_value, None, None, *grads
+
+
+def _no_second_derivative(ctx, *grads):
+    raise NotImplementedError(
+        "ms_deform_attn is differentiable once; for second derivatives use "
+        "detectron2_ddetr.modeling.ms_deform_attn_grid_sample"
+    )
+
+
+for _name, _formula, _setup in (
+    ("ms_deform_attn", _backward, _save_inputs),
+    ("ms_deform_attn_fused", _fused_backward, _save_inputs),
+    ("ms_deform_attn_backward", _no_second_derivative, None),
+    ("ms_deform_attn_fused_backward", _no_second_derivative, None),
+):
+    torch.library.register_autograd(
+        f"{_NAMESPACE}::{_name}", _formula, setup_context=_setup, lib=_library
+    )
