@@ -1,11 +1,13 @@
 // The kernels for AVX2, FMA and F16C. Only what is between the pragmas is compiled for it:
 // headers of others come first, since their inline functions are shared with other files.
 #if defined(__x86_64__)
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
 #include <new>
+#include <type_traits>
 
 #include "problem.h"
 

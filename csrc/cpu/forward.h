@@ -7,6 +7,40 @@
 namespace ddetr {
 namespace {
 
+// Cells inside the map that a pair (query, head) reads, with bilinear times attention weights.
+template <class C>
+struct Cells {
+  Index<C>* position;
+  C* weight;
+  int64_t count = 0;
+
+  Cells(const Problem& p, Scratch& scratch)
+      // Four per sample, and room for the last store of a whole block.
+      : position(scratch.take<Index<C>>(4 * p.samples + 5 * kBlock)),
+        weight(scratch.take<C>(4 * p.samples + 5 * kBlock)) {}
+
+  void append(const CellBlock<C>& block, int64_t samples) {
+    for (int corner = 0; corner < 4; ++corner) {
+#if DDETR_VECTOR_BYTES == 64
+      if constexpr (sizeof(C) == 4) {
+        const __m512i at = _mm512_load_si512(block.position[corner]);
+        const __mmask16 present = _mm512_movepi32_mask(at) ^ 0xffff;  // the sign: -1 is outside
+        _mm512_storeu_si512(position + count, _mm512_maskz_compress_epi32(present, at));
+        _mm512_storeu_ps(weight + count, _mm512_maskz_compress_ps(
+                                             present, _mm512_load_ps(block.weight[corner])));
+        count += __builtin_popcount(present);
+        continue;
+      }
+#endif
+      for (int64_t i = 0; i < samples; ++i) {
+        position[count] = block.position[corner][i];
+        weight[count] = block.weight[corner][i];
+        count += block.position[corner][i] >= 0;
+      }
+    }
+  }
+};
+
 // out[0 .. kVectors * lanes) = sum_i weight[i] * value[position[i] * stride + ...].
 template <int kVectors, class T>
 inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t stride, T* out) {
@@ -36,8 +70,9 @@ inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t str
                          int64_t channels, T* out) {
   constexpr int lanes = Lanes<Sum<T>>::count;
   int64_t d = 0;
-  for (; d + 8 * lanes <= channels && lanes <= 4; d += 8 * lanes)
-    weighted_sum<8>(cells, value + d, stride, out + d);
+  if constexpr (lanes <= 4)  // 32 channels at once
+    for (; d + 8 * lanes <= channels; d += 8 * lanes)
+      weighted_sum<8>(cells, value + d, stride, out + d);
   for (; d + 4 * lanes <= channels; d += 4 * lanes)
     weighted_sum<4>(cells, value + d, stride, out + d);
   for (; d + 2 * lanes <= channels; d += 2 * lanes)
@@ -55,27 +90,41 @@ template <class T, class O>
 void forward(const Problem& p, void* output, int64_t first_pair, int64_t last_pair) {
   using C = Sum<T>;
   Scratch scratch;
-  SampleTable<C> table(p, scratch);
+  PixelMap<C> map(p, scratch);
   Cells<C> cells(p, scratch);
-  C* probabilities = scratch.take<C>(round_up(p.samples, kBlock));
-  const O* points = static_cast<const O*>(p.points);
+  C* probabilities = scratch.take<C>(p.samples + kBlock);
+  // Levels are those of the samples whatever the query; samples beyond K lie in an empty level.
+  const int64_t num_blocks = (p.samples + kBlock - 1) / kBlock;
+  CellBlock<C>* blocks = scratch.take<CellBlock<C>>(num_blocks);
+  std::memset(blocks, 0, num_blocks * sizeof(CellBlock<C>));
+  for (int64_t l = 0; l < p.levels; ++l) {
+    const Level& level = p.level[l];
+    for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k)
+      blocks[k / kBlock].set_level(k % kBlock, level, level.start);
+  }
 
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     const int64_t query = pair / p.heads, head = pair % p.heads, image = query / p.queries;
     const C* attention;
     if (p.references) {
-      if (pair == first_pair || head == 0) table.set_query(query);
+      if (pair == first_pair || head == 0) map.set_query(query);
       softmax(static_cast<const O*>(p.weights) + pair * p.samples, p.samples, probabilities);
       attention = probabilities;
     } else {
       attention = static_cast<const C*>(p.weights) + pair * p.samples;
     }
+    const O* points = static_cast<const O*>(p.points) + 2 * pair * p.samples;
     cells.count = 0;
-    for (int64_t k = 0; k < p.samples; k += kBlock)
-      append_block(table, k, p.samples - k, points + 2 * (pair * p.samples + k), attention + k,
-                   cells);
-    const T* value = static_cast<const T*>(p.value) + image * p.value_strides[0] +
-                     head * p.value_strides[2];
+    for (int64_t k = 0; k < p.samples; k += kBlock) {
+      CellBlock<C>& block = blocks[k / kBlock];
+      const int64_t count = p.samples - k < kBlock ? p.samples - k : kBlock;
+      block.set_pixels(0, count, points + 2 * k, map.step + 2 * k, map.base + 2 * k);
+      copy_in(attention + k, count, block.attention);
+      block.find(-1);
+      cells.append(block, count);
+    }
+    const T* value =
+        static_cast<const T*>(p.value) + image * p.value_strides[0] + head * p.value_strides[2];
     weighted_sum(cells, value, p.value_strides[1], p.channels,
                  static_cast<T*>(output) + pair * p.channels);
   }
@@ -85,7 +134,7 @@ template <class T, class O>
 void softmax_of_logits(const Problem& p, void* attention, int64_t first_pair, int64_t last_pair) {
   using C = Sum<T>;
   Scratch scratch;
-  C* probabilities = scratch.take<C>(round_up(p.samples, kBlock));
+  C* probabilities = scratch.take<C>(p.samples + kBlock);
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     softmax(static_cast<const O*>(p.weights) + pair * p.samples, p.samples, probabilities);
     std::memcpy(static_cast<C*>(attention) + pair * p.samples, probabilities,

@@ -18,222 +18,165 @@ class Scratch {
   template <class C>
   C* take(int64_t count) {
     const int64_t bytes = round_up(count * sizeof(C), 64);
-    Block* block = static_cast<Block*>(::operator new(sizeof(Block) + bytes, std::align_val_t(64)));
-    block->next = last_;
-    last_ = block;
-    return reinterpret_cast<C*>(block + 1);
+    void* memory = ::operator new(sizeof(Header) + bytes, std::align_val_t(alignof(Header)));
+    last_ = new (memory) Header{last_};
+    return reinterpret_cast<C*>(last_ + 1);
   }
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() {
     while (last_) {
-      Block* next = last_->next;
-      ::operator delete(last_, std::align_val_t(64));
+      Header* next = last_->next;
+      ::operator delete(last_, std::align_val_t(alignof(Header)));
       last_ = next;
     }
   }
 
  private:
-  struct alignas(64) Block {
-    Block* next;
+  struct alignas(64) Header {
+    Header* next;
   };
-  Block* last_ = nullptr;
+  Header* last_ = nullptr;
 };
 
-// What turns the K points of one query into pixels and cells; arrays padded to whole blocks.
-template <class C>
-struct SampleTable {
-  C *step_x, *step_y, *base_x, *base_y, *width, *height;
-  int32_t *row, *start;  // cells of a row of the level, first cell of the level
+template <class T>
+inline void copy_in(const T* from, int64_t count, Sum<T>* to) {
+  constexpr int lanes = Lanes<Sum<T>>::count;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = to_sum(from[i]);
+}
 
-  SampleTable(const Problem& p, Scratch& scratch) : p_(p) {
-    const int64_t padded = round_up(p.samples, kBlock);
-    C** arrays[] = {&step_x, &step_y, &base_x, &base_y, &width, &height};
-    for (C** array : arrays) *array = scratch.take<C>(padded);
-    row = scratch.take<int32_t>(padded);
-    start = scratch.take<int32_t>(padded);
-    for (int64_t k = 0; k < padded; ++k) {  // what is beyond K never counts: the level is empty
-      step_x[k] = step_y[k] = base_x[k] = base_y[k] = width[k] = height[k] = 0;
-      row[k] = start[k] = 0;
-    }
-    for (int64_t l = 0; l < p.levels; ++l) {
-      const Level& level = p.level[l];
-      for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k) {
-        width[k] = step_x[k] = level.width;
-        height[k] = step_y[k] = level.height;
-        base_x[k] = base_y[k] = C(-0.5);
-        row[k] = level.width;
-        start[k] = level.start;
-      }
-    }
+template <class T>
+inline void copy_out(const Sum<T>* from, int64_t count, T* to) {
+  constexpr int lanes = Lanes<Sum<T>>::count;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, load(from + i));
+  for (; i < count; ++i) from_sum(from[i], to + i);
+}
+
+// The four cells around each of sixteen samples: upper left, upper right, lower left, lower right.
+template <class C>
+struct CellBlock {
+  // Given: pixels, attention; size, cells of a row and first cell of the level.
+  alignas(64) C x[kBlock], y[kBlock], attention[kBlock], width[kBlock], height[kBlock];
+  alignas(64) Index<C> row[kBlock], start[kBlock];
+  // Found: position, or `outside`; attention times bilinear weight; distances to the upper left.
+  alignas(64) Index<C> position[4][kBlock], inside[kBlock];
+  alignas(64) C weight[4][kBlock], fx[kBlock], fy[kBlock];
+
+  // Sample i lies in `level`, whose first cell is at position `first`.
+  void set_level(int64_t i, const Level& level, int64_t first) {
+    width[i] = level.width, height[i] = level.height;
+    row[i] = level.width, start[i] = first;
   }
 
-  // With references, step and base are those of a query, (image, query) flattened.
-  void set_query(int64_t query) {
-    const C* reference =
-        static_cast<const C*>(p_.references) + query * p_.levels * p_.reference_size;
-    for (int64_t l = 0; l < p_.levels; ++l, reference += p_.reference_size) {
-      const Level& level = p_.level[l];
-      const C w = level.width, h = level.height;
-      C step_w = 1, step_h = 1;
-      if (p_.reference_size == 4) {
-        step_w = reference[2] * w / C(2 * level.points);
-        step_h = reference[3] * h / C(2 * level.points);
-      }
-      for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k) {
-        step_x[k] = step_w, step_y[k] = step_h;
-        base_x[k] = reference[0] * w - C(0.5), base_y[k] = reference[1] * h - C(0.5);
-      }
+  // From points (count, 2), (x, y), and the step and base of each number.
+  template <class O>
+  void set_pixels(int64_t first, int64_t count, const O* points, const C* step, const C* base) {
+    alignas(64) C pixels[2 * kBlock];
+    copy_in(points, 2 * count, pixels);
+    for (int64_t i = 0; i < 2 * count; ++i) pixels[i] = pixels[i] * step[i] + base[i];
+    for (int64_t i = 0; i < count; ++i)
+      x[first + i] = pixels[2 * i], y[first + i] = pixels[2 * i + 1];
+  }
+
+  void find(Index<C> outside) {
+    using V = Vector<C>;
+    using M = Mask<C>;
+    for (int i = 0; i < kBlock; i += Lanes<C>::count) {
+      const V x_in = load(x + i), y_in = load(y + i), w = load(width + i), h = load(height + i);
+      // False where a pixel is not a number; what is outside is then moved to where it is finite.
+      const M in = (x_in > -1) & (x_in < w) & (y_in > -1) & (y_in < h);
+      const V xs = select<C>(in, x_in, V{}), ys = select<C>(in, y_in, V{});
+      M ix = __builtin_convertvector(xs, M), iy = __builtin_convertvector(ys, M);
+      ix += __builtin_convertvector(ix, V) > xs;  // truncated -> floor: true is -1
+      iy += __builtin_convertvector(iy, V) > ys;
+      const V x0 = __builtin_convertvector(ix, V), y0 = __builtin_convertvector(iy, V);
+      const V dx = xs - x0, dy = ys - y0, a = load(attention + i);
+      const V bottom = a * dy, top = a - bottom, bottom_right = bottom * dx, top_right = top * dx;
+      store(fx + i, dx), store(fy + i, dy);
+      store(weight[0] + i, top - top_right), store(weight[1] + i, top_right);
+      store(weight[2] + i, bottom - bottom_right), store(weight[3] + i, bottom_right);
+      const M has_left = in & (ix >= 0), has_right = in & (x0 < w - 1);
+      const M has_top = iy >= 0, has_bottom = y0 < h - 1;
+      const M rows = load(row + i), at = load(start + i) + iy * rows + ix;
+      const auto put = [&](int corner, M present, M where) {
+        store(position[corner] + i, (M)((present & where) | (~present & outside)));
+      };
+      put(0, has_left & has_top, at), put(1, has_right & has_top, at + 1);
+      put(2, has_left & has_bottom, at + rows), put(3, has_right & has_bottom, at + rows + 1);
+      store(inside + i, in);
     }
+  }
+};
+
+// How the K points of one query become pixels: point * step + base, as x and y by turns.
+template <class C>
+struct PixelMap {
+  C *step, *base;  // (K, 2)
+
+  PixelMap(const Problem& p, Scratch& scratch)
+      : step(scratch.take<C>(2 * p.samples)), base(scratch.take<C>(2 * p.samples)), p_(p) {
+    for (int64_t l = 0; l < p.levels; ++l)
+      fill(p.level[l], p.level[l].width, p.level[l].height, C(-0.5), C(-0.5));
+  }
+
+  // With references they are those of a query, (image, query) flattened.
+  void set_query(int64_t query) {
+    for (int64_t l = 0; l < p_.levels; ++l) set_query(query, l);
+  }
+
+  void set_query(int64_t query, int64_t l) {
+    const C* reference =
+        static_cast<const C*>(p_.references) + (query * p_.levels + l) * p_.reference_size;
+    const Level& level = p_.level[l];
+    const C w = level.width, h = level.height;
+    const bool box = p_.reference_size == 4;  // then offsets are shares of half its size
+    fill(level, box ? reference[2] * w / C(2 * level.points) : C(1),
+         box ? reference[3] * h / C(2 * level.points) : C(1), reference[0] * w - C(0.5),
+         reference[1] * h - C(0.5));
   }
 
  private:
+  void fill(const Level& level, C step_x, C step_y, C base_x, C base_y) {
+    for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k) {
+      step[2 * k] = step_x, step[2 * k + 1] = step_y;
+      base[2 * k] = base_x, base[2 * k + 1] = base_y;
+    }
+  }
+
   const Problem& p_;
 };
 
-// Cells inside the map that a pair (query, head) reads, with bilinear times attention weights.
-template <class C>
-struct Cells {
-  int32_t* position;
-  C* weight;
-  int64_t count = 0;
-
-  Cells(const Problem& p, Scratch& scratch)
-      // Four per sample, and room for the last store of a whole vector.
-      : position(scratch.take<int32_t>(4 * round_up(p.samples, kBlock) + kBlock)),
-        weight(scratch.take<C>(4 * round_up(p.samples, kBlock) + kBlock)) {}
-};
-
-#if DDETR_VECTOR_BYTES == 64
-inline __m512 load_float(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-inline __m512 load_float(const Half* p, __mmask16 mask) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-}
-inline __m512 load_float(const BFloat16* p, __mmask16 mask) {
-  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-}
-
-// 16 samples at once; cells outside vanish by compression.
-template <class O>
-inline void append_block(const SampleTable<float>& table, int64_t k, int64_t count, const O* points,
-                         const float* attention, Cells<float>& cells) {
-  const __mmask16 present = count >= kBlock ? 0xffff : (1u << count) - 1;
-  const __mmask16 low = 2 * count >= kBlock ? 0xffff : (1u << 2 * count) - 1;
-  const __mmask16 high = count >= kBlock       ? 0xffff
-                         : 2 * count > kBlock ? (1u << (2 * count - kBlock)) - 1
-                                              : 0;
-  const __m512 xy0 = load_float(points, low), xy1 = load_float(points + kBlock, high);
-  const __m512i even =
-      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  const __m512 x = _mm512_fmadd_ps(_mm512_permutex2var_ps(xy0, even, xy1),
-                                   _mm512_load_ps(table.step_x + k),
-                                   _mm512_load_ps(table.base_x + k));
-  const __m512 y = _mm512_fmadd_ps(_mm512_permutex2var_ps(xy0, odd, xy1),
-                                   _mm512_load_ps(table.step_y + k),
-                                   _mm512_load_ps(table.base_y + k));
-  const __m512 a = _mm512_maskz_loadu_ps(present, attention);
-  const __m512 one = _mm512_set1_ps(1), minus_one = _mm512_set1_ps(-1);
-  const __m512 width = _mm512_load_ps(table.width + k), height = _mm512_load_ps(table.height + k);
-
-  __mmask16 inside = _mm512_mask_cmp_ps_mask(present, x, minus_one, _CMP_GT_OQ);
-  inside = _mm512_mask_cmp_ps_mask(inside, y, minus_one, _CMP_GT_OQ);
-  inside = _mm512_mask_cmp_ps_mask(inside, x, width, _CMP_LT_OQ);
-  inside = _mm512_mask_cmp_ps_mask(inside, y, height, _CMP_LT_OQ);
-  const __m512 x0 = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const __m512 y0 = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const __mmask16 left = _mm512_cmp_ps_mask(x0, minus_one, _CMP_GT_OQ);
-  const __mmask16 top = _mm512_cmp_ps_mask(y0, minus_one, _CMP_GT_OQ);
-  const __mmask16 right = _mm512_cmp_ps_mask(x0, _mm512_sub_ps(width, one), _CMP_LT_OQ);
-  const __mmask16 bottom = _mm512_cmp_ps_mask(y0, _mm512_sub_ps(height, one), _CMP_LT_OQ);
-
-  const __m512 fx = _mm512_sub_ps(x, x0), fy = _mm512_sub_ps(y, y0);
-  const __m512 a_bottom = _mm512_mul_ps(a, fy), a_top = _mm512_sub_ps(a, a_bottom);
-  const __m512 a_bottom_right = _mm512_mul_ps(a_bottom, fx);
-  const __m512 a_top_right = _mm512_mul_ps(a_top, fx);
-  const __m512i row = _mm512_load_epi32(table.row + k);
-  const __m512i position = _mm512_add_epi32(
-      _mm512_load_epi32(table.start + k),
-      _mm512_add_epi32(_mm512_mullo_epi32(_mm512_cvttps_epi32(y0), row), _mm512_cvttps_epi32(x0)));
-
-  const auto append = [&](__mmask16 mask, __m512i at, __m512 weight) {
-    _mm512_storeu_si512(cells.position + cells.count, _mm512_maskz_compress_epi32(mask, at));
-    _mm512_storeu_ps(cells.weight + cells.count, _mm512_maskz_compress_ps(mask, weight));
-    cells.count += __builtin_popcount(mask);
-  };
-  const __m512i below = _mm512_add_epi32(position, row), next = _mm512_set1_epi32(1);
-  append(inside & top & left, position, _mm512_sub_ps(a_top, a_top_right));
-  append(inside & top & right, _mm512_add_epi32(position, next), a_top_right);
-  append(inside & bottom & left, below, _mm512_sub_ps(a_bottom, a_bottom_right));
-  append(inside & bottom & right, _mm512_add_epi32(below, next), a_bottom_right);
-}
-#endif
-
-// The same for any type: the first loop is for the vectoriser, the second without branches.
-template <class C, class O>
-inline void append_block(const SampleTable<C>& table, int64_t k, int64_t count, const O* points,
-                         const C* attention, Cells<C>& cells) {
-  int32_t position[kBlock], row[kBlock], use[4][kBlock];
-  C weight[4][kBlock];
-  if (count > kBlock) count = kBlock;
-  for (int64_t i = 0; i < count; ++i) {
-    const C x = to_sum(points[2 * i]) * table.step_x[k + i] + table.base_x[k + i];
-    const C y = to_sum(points[2 * i + 1]) * table.step_y[k + i] + table.base_y[k + i];
-    const C width = table.width[k + i], height = table.height[k + i];
-    const int32_t inside = (x > -1) & (y > -1) & (x < width) & (y < height);
-    const C safe_x = inside ? x : C(0), safe_y = inside ? y : C(0);
-    const C x0 = std::floor(safe_x), y0 = std::floor(safe_y);
-    const C fx = safe_x - x0, fy = safe_y - y0;
-    const C bottom = attention[i] * fy, top = attention[i] - bottom;
-    weight[1][i] = top * fx, weight[0][i] = top - weight[1][i];
-    weight[3][i] = bottom * fx, weight[2][i] = bottom - weight[3][i];
-    const int32_t has_left = inside & (x0 >= 0), has_right = inside & (x0 < width - 1);
-    const int32_t has_top = y0 >= 0, has_bottom = y0 < height - 1;
-    use[0][i] = has_top & has_left, use[1][i] = has_top & has_right;
-    use[2][i] = has_bottom & has_left, use[3][i] = has_bottom & has_right;
-    row[i] = table.row[k + i];
-    position[i] = table.start[k + i] + int32_t(y0) * row[i] + int32_t(x0);
-  }
-  int64_t n = cells.count;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int corner = 0; corner < 4; ++corner) {
-      cells.position[n] = position[i] + (corner & 1) + (corner >> 1) * row[i];
-      cells.weight[n] = weight[corner][i];
-      n += use[corner][i];
+// Attention of the K samples of a pair, from logits. A logit that is not a number makes all so.
+template <class O, class C>
+inline void softmax(const O* logits, int64_t samples, C* attention) {
+  if constexpr (sizeof(C) == 8) {
+    C max = -INFINITY, sum = 0;
+    for (int64_t k = 0; k < samples; ++k) max = logits[k] <= max ? max : logits[k];
+    for (int64_t k = 0; k < samples; ++k) sum += attention[k] = std::exp(logits[k] - max);
+    for (int64_t k = 0; k < samples; ++k) attention[k] /= sum;
+  } else {
+    constexpr int lanes = Lanes<C>::count;
+    const int64_t padded = round_up(samples, lanes);
+    copy_in(logits, samples, attention);
+    for (int64_t k = samples; k < padded; ++k) attention[k] = -INFINITY;
+    VectorF highest = load(attention), sums = {};
+    for (int64_t k = lanes; k < padded; k += lanes) {
+      const VectorF v = load(attention + k);
+      highest = select<float>(v <= highest, highest, v);
     }
+    const float max = reduce_max<float>(highest);
+    for (int64_t k = 0; k < padded; k += lanes) {
+      const VectorF e = exp(load(attention + k) - max);
+      store(attention + k, e);
+      sums += e;
+    }
+    const float scale = 1 / reduce<float>(sums);
+    for (int64_t k = 0; k < padded; k += lanes) store(attention + k, load(attention + k) * scale);
   }
-  cells.count = n;
-}
-
-// Attention of the K samples of a pair, from logits.
-template <class O>
-inline void softmax(const O* logits, int64_t samples, float* attention) {
-  constexpr int count = Lanes<float>::count;
-  // Not a number wins, as in PyTorch: a comparison with it is false.
-  float max = -INFINITY;
-  for (int64_t k = 0; k < samples; ++k) {
-    attention[k] = to_sum(logits[k]);
-    max = attention[k] <= max ? max : attention[k];
-  }
-  const int64_t padded = round_up(samples, count);
-  for (int64_t k = samples; k < padded; ++k) attention[k] = -INFINITY;
-  VectorF sums = {};
-  for (int64_t k = 0; k < padded; k += count) {
-    const VectorF e = exp(load(attention + k) - max);
-    store(attention + k, e);
-    sums += e;
-  }
-  const float scale = 1 / reduce<float>(sums);
-  for (int64_t k = 0; k < padded; k += count) store(attention + k, load(attention + k) * scale);
-}
-
-inline void softmax(const double* logits, int64_t samples, double* attention) {
-  double max = -INFINITY, sum = 0;
-  for (int64_t k = 0; k < samples; ++k) max = logits[k] <= max ? max : logits[k];
-  for (int64_t k = 0; k < samples; ++k) sum += attention[k] = std::exp(logits[k] - max);
-  for (int64_t k = 0; k < samples; ++k) attention[k] /= sum;
 }
 
 }  // namespace

@@ -37,9 +37,9 @@ void run_softmax(const Problem& p, void* attention, int64_t first, int64_t last)
 }
 
 void run_backward(const Problem& p, const Gradients& grads, int64_t image, int64_t head,
-                  int64_t level) {
+                  int64_t first_level, int64_t last_level) {
   with_types(p, [&](auto t, auto o) {
-    backward<decltype(t), decltype(o)>(p, grads, image, head, level);
+    backward<decltype(t), decltype(o)>(p, grads, image, head, first_level, last_level);
   });
 }
 

@@ -134,16 +134,13 @@ struct Call {
 
   void backward(const Gradients& grads) const {
     const Problem& p = problem;
-    // The largest levels first, so that the last parts are small.
-    std::vector<int64_t> order(p.levels);
-    for (int64_t l = 0; l < p.levels; ++l) order[l] = l;
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return levels[a].height * levels[a].width > levels[b].height * levels[b].width;
-    });
-    const int64_t owners = p.images * p.heads;
-    for_parts(owners * p.levels, 1, [&](int64_t task, int64_t) {
-      const int64_t owner = task % owners;
-      kernels.backward(p, grads, owner / p.heads, owner % p.heads, order[task / owners]);
+    const int64_t owners = p.images * p.heads, threads = torch::stable::get_num_threads();
+    // All levels at once read and write whole lines of memory; more threads need more tasks.
+    const int64_t group = owners >= 2 * threads ? p.levels : 1;
+    const int64_t groups = group == 1 ? p.levels : 1;
+    for_parts(owners * groups, 1, [&](int64_t task, int64_t) {
+      const int64_t owner = task % owners, first = task / owners;  // large levels come first
+      kernels.backward(p, grads, owner / p.heads, owner % p.heads, first, first + group);
     });
   }
 };

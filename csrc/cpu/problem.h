@@ -48,13 +48,15 @@ struct Gradients {
   void* references;        // C, (N, Q, L, R), or null
 };
 
-// One table per instruction set. Ranges are over (N, Q, M), (N, Q) or (N, M, L), flattened.
+// One table per instruction set. Pairs are (N, Q, M), queries (N, Q), flattened.
 struct Kernels {
   const char* name;
   void (*forward)(const Problem&, void* output, int64_t first_pair, int64_t last_pair);
   void (*softmax)(const Problem&, void* attention, int64_t first_pair, int64_t last_pair);
-  // One (image, head, level) owns its part of every gradient, so that there are no races.
-  void (*backward)(const Problem&, const Gradients&, int64_t image, int64_t head, int64_t level);
+  // One image, head and range of levels owns its part of every gradient: there are no races, and
+  // how levels are grouped changes no result.
+  void (*backward)(const Problem&, const Gradients&, int64_t image, int64_t head,
+                   int64_t first_level, int64_t last_level);
   // Gradients by pixel and probability -> by offset, logit and reference.
   void (*finish)(const Problem&, const Gradients&, int64_t first_query, int64_t last_query);
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -42,8 +43,11 @@ struct Lanes {
 };
 template <class C>
 using Vector = typename Lanes<C>::Vector;
+template <class C>
+using Mask = decltype(Vector<C>{} < Vector<C>{});  // integers as wide as C, all ones for true
+template <class C>
+using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
 using VectorF = Vector<float>;
-using VectorI = Vector<int32_t>;
 using VectorU = Vector<uint32_t>;
 typedef uint16_t Vector16 __attribute__((vector_size(DDETR_VECTOR_BYTES / 2)));
 typedef uint16_t Unaligned16
@@ -152,9 +156,22 @@ inline void store(Half* p, VectorF v) {
 
 template <class C>
 inline C reduce(Vector<C> v) {
+#if DDETR_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) return _mm512_reduce_add_ps((__m512)v);
+#endif
   C sum = 0;
   for (int i = 0; i < Lanes<C>::count; ++i) sum += v[i];
   return sum;
+}
+
+template <class C>
+inline C reduce_max(Vector<C> v) {
+#if DDETR_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) return _mm512_reduce_max_ps((__m512)v);
+#endif
+  C max = v[0];
+  for (int i = 1; i < Lanes<C>::count; ++i) max = v[i] <= max ? max : v[i];
+  return max;
 }
 
 // The sums of four vectors at once.
@@ -184,14 +201,15 @@ inline void reduce4(Vector<C> a, Vector<C> b, Vector<C> c, Vector<C> d, C* out) 
   out[0] = reduce<C>(a), out[1] = reduce<C>(b), out[2] = reduce<C>(c), out[3] = reduce<C>(d);
 }
 
-inline VectorF select(VectorI condition, VectorF yes, VectorF no) {
-  return (VectorF)((condition & (VectorI)yes) | (~condition & (VectorI)no));
+template <class C>
+inline Vector<C> select(Mask<C> condition, Vector<C> yes, Vector<C> no) {
+  return (Vector<C>)((condition & (Mask<C>)yes) | (~condition & (Mask<C>)no));
 }
 
 // exp to 2 ulp; 0 where x < -87, NaN for NaN. Cephes' polynomial on [-ln 2 / 2, ln 2 / 2].
 inline VectorF exp(VectorF x) {
-  const VectorI underflow = x < -87.0f;
-  const VectorF bounded = select(underflow, VectorF{} - 87.0f, x);
+  const Mask<float> underflow = x < -87.0f;
+  const VectorF bounded = select<float>(underflow, VectorF{} - 87.0f, x);
   const VectorF magic = VectorF{} + 0x1.8p23f;  // adding it rounds to an integer
   const VectorF shifted = bounded * 1.44269504088896341f + magic;
   const VectorF n = shifted - magic;
@@ -205,7 +223,7 @@ inline VectorF exp(VectorF x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   const VectorF scale = (VectorF)(((VectorU)shifted + 127) << 23);  // 2^n: n is in the low bits
-  return select(underflow, VectorF{}, p * scale);
+  return select<float>(underflow, VectorF{}, p * scale);
 }
 
 }  // namespace
