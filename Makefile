@@ -1,5 +1,7 @@
 # make demo   learn blood cells on this machine, evaluate, draw the results (about 10 minutes)
 # make test   the whole test suite
+# make wheel  a wheel with compiled kernels in dist, for any torch from 2.10 on
+# make sanitize   the operator's tests with its CPU kernels under AddressSanitizer and UBSan
 #
 # The python is, in this order: PYTHON=... on the command line; the python3 of an active virtual
 # or conda environment, or one that has detectron2; otherwise an environment of our own in .venv.
@@ -13,7 +15,7 @@ PYTHON ?= $(shell python3 -c '$(HAS_HOME)' && command -v python3 || echo .venv/b
 CONFIG := configs/quick_start.yaml
 OUTPUT := output/quick_start
 
-.PHONY: demo test environment
+.PHONY: demo test wheel sanitize environment
 
 demo: environment
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
@@ -22,9 +24,28 @@ demo: environment
 test: environment
 	$(PYTHON) -m pytest -q -rs tests
 
+wheel: environment
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+# A copy, so that the instrumented module does not replace the one in use. Python is not built with
+# the sanitizers, so their libraries are loaded before it, and its own leaks are not reported.
+SANITIZED := build/sanitized
+FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+sanitize: environment
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r detectron2_ddetr csrc tests setup.py README.md $(SANITIZED) && rm -f $(SANITIZED)/*/*.so
+	cd $(SANITIZED) && DDETR_CUDA=0 CFLAGS="$(FLAGS)" LDFLAGS="$(FLAGS)" \
+	  $(abspath $(PYTHON)) setup.py -q build_ext --inplace
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  $(abspath $(PYTHON)) -m pytest -q -rs -k "not subprocess and not compile and not export" \
+	  tests/test_deform_attn_op.py tests/test_ms_deform_attn.py
+
+# torch first: the kernels are compiled against the one that is there.
 environment: $(filter .venv/bin/python,$(PYTHON))
 	@$(PYTHON) -c 'import importlib.metadata as m; m.version("detectron2_ddetr"), m.version("pytest")' \
-	  2>/dev/null || $(PYTHON) -m pip install -e '.[test]'
+	  2>/dev/null || { $(PYTHON) -m pip install 'torch>=2.10' torchvision \
+	  && $(PYTHON) -m pip install -e '.[test]'; }
 
 .venv/bin/python:
 	python3 -m venv .venv

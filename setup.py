@@ -1,9 +1,9 @@
 """
 Installs detectron2_ddetr and compiles its kernels. detectron2 is used where it is present.
 
-The kernels are two modules, ``_C`` for CPUs and ``_C_cuda``; a GPU is not needed to build the second.
-Without a compiler the package works all the same, slower, and
-``python -m detectron2_ddetr.toolbox`` says what was not built and why. Variables of the environment:
+The kernels are two modules, ``_C`` for CPUs and ``_C_cuda``; no GPU is needed to build the second.
+Without a compiler the package works all the same, slower, and ``python -m
+detectron2_ddetr.toolbox`` says what was not built and why. Variables of the environment:
 
 * ``DDETR_CUDA``: 0 leaves the CUDA kernels out, 1 makes it an error if they cannot be built.
 * ``TORCH_CUDA_ARCH_LIST``: for which GPUs, as everywhere in PyTorch.
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -34,9 +35,8 @@ VERSION = next(
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # NaN is tested for, so -ffast-math is out; errno and floating point traps are not.
-CXX_FLAGS = [
-    "-g0","-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-             "-fvisibility=hidden", TORCH_TARGET]  # fmt: skip
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", TORCH_TARGET, "-fvisibility=hidden"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET]
 
 
@@ -85,10 +85,15 @@ def cuda_architectures(nvcc):
 def cpu_extension(extension):
     """The same with what torch adds."""
     import_torch()
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise NotBuilt(f"there is no C++ compiler ({compiler})")
     from torch.utils.cpp_extension import CppExtension
 
-    return CppExtension(extension.name, extension.sources, py_limited_api=True,
-                        extra_compile_args={"cxx": CXX_FLAGS})  # fmt: skip
+    flags = {"cxx": CXX_FLAGS}
+    return CppExtension(
+        extension.name, extension.sources, py_limited_api=True, extra_compile_args=flags
+    )
 
 
 def cuda_extension(extension):
@@ -99,16 +104,16 @@ def cuda_extension(extension):
         raise NotBuilt("this torch is built without CUDA")
     home = os.environ["CUDA_HOME"] = find_cuda_home()  # before cpp_extension looks for it
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(f"{home}/bin/nvcc"))
-    runtime = [
-        found for lib in ("lib64", "lib") for found in Path(home, lib).glob("libcudart_static.a")
-    ]
+    # The static runtime needs nothing but a driver, whichever CUDA torch comes with.
+    runtime = [path for path in Path(home).glob("lib*/libcudart_static.a")]
     if not runtime:
         raise NotBuilt(f"{home} has no libcudart_static.a")
     from torch.utils.cpp_extension import CUDAExtension
 
-    built = CUDAExtension(extension.name, extension.sources, py_limited_api=True,
-                          extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS})  # fmt: skip
-    # The static runtime needs nothing but a driver, whichever CUDA torch comes with.
+    flags = {"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS}
+    built = CUDAExtension(
+        extension.name, extension.sources, py_limited_api=True, extra_compile_args=flags
+    )
     built.libraries = [name for name in built.libraries if name != "cudart"]
     built.extra_link_args += [str(runtime[0]), "-ldl", "-lrt", "-lpthread"]
     return built
@@ -121,47 +126,58 @@ class BuildKernels(build_ext):
         report, built = {}, []
         for extension in self.extensions:
             name = extension.name.rpartition(".")[2]
+            complete = cuda_extension if name == "_C_cuda" else cpu_extension
             try:
-                self.build(
-                    cuda_extension(extension) if name == "_C_cuda" else cpu_extension(extension)
-                )
+                self.build(complete(extension))
                 built.append(extension)
             except Exception as error:  # of whatever kind: compilers have many
                 if name == "_C_cuda" and os.environ.get("DDETR_CUDA") == "1":
                     raise
-                reason = str(error).strip() or type(error).__name__
-                report[name] = reason.splitlines()[0]
-                self.say(extension.name, reason)
+                report[name] = str(error).strip() or type(error).__name__
         self.extensions = built
-        folder = ROOT if self.inplace else Path(self.build_lib)
-        (folder / PACKAGE).mkdir(parents=True, exist_ok=True)
-        (folder / PACKAGE / REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        if report:
+            self.say(report)
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / PACKAGE
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
     def build(self, extension):
-        """Hands one module to torch's own command."""
+        """Hands one module to torch's own command; what a failing compiler said is its error."""
         from torch.utils.cpp_extension import BuildExtension
 
         command = BuildExtension(self.distribution)
         for option in ("build_lib", "build_temp", "inplace", "force", "debug", "editable_mode"):
             setattr(command, option, getattr(self, option))
         everything, self.distribution.ext_modules = self.distribution.ext_modules, [extension]
-        try:
-            command.ensure_finalized()
-            command.run()
-        finally:
-            self.distribution.ext_modules = everything
+        with tempfile.TemporaryFile("w+") as said:
+            kept = os.dup(1), os.dup(2)
+            try:
+                for stream in (1, 2):  # compilers are processes, so sys.stdout is not enough
+                    os.dup2(said.fileno(), stream)
+                command.ensure_finalized()
+                command.run()
+            except Exception as error:
+                said.seek(0)
+                lines = [line for line in said if re.search(r"\berror\b", line, re.IGNORECASE)]
+                raise NotBuilt("".join(lines[:5]) or str(error)) from error
+            finally:
+                for stream, copy in zip((1, 2), kept):
+                    os.dup2(copy, stream)
+                    os.close(copy)
+                self.distribution.ext_modules = everything
 
     @staticmethod
-    def say(name, reason):
-        line = "-" * 79
-        print(
-            f"{line}\n{name} was not built. Without it the operator runs in PyTorch, many times slower.\n\n"
-            f"{reason}\n\n"
-            "To build it: install torch >= 2.10 and a C++ compiler (for _C_cuda also nvcc: a CUDA\n"
-            "toolkit, or pip install nvidia-cuda-nvcc), then pip install -e . again.\n"
-            f"{line}",
-            file=sys.stderr,
-        )
+    def say(report):
+        devices = {"_C": "on CPUs", "_C_cuda": "on GPUs"}
+        lines = [
+            "-" * 99,
+            "The package is complete, but the operator will run in PyTorch, many times slower,",
+            *(f"{devices[name]}: {name} was not built. {why}" for name, why in report.items()),
+            "To build them, have torch >= 2.10 and a C++ compiler, for _C_cuda nvcc as well (of a",
+            "CUDA toolkit or of pip's nvidia-cuda-nvcc), and install this package again.",
+            "-" * 99,
+        ]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def kernels(module, *patterns):

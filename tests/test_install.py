@@ -1,24 +1,86 @@
-"""What setup.py installs."""
+"""What setup.py installs, with a compiler and without."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+
+import pytest
 
 from .conftest import ROOT
 
 
+def build(folder, **env):
+    """`setup.py build` of the sources into `folder`/lib."""
+    command = [sys.executable, "setup.py", "-q", "build"]
+    command += ["--build-base", str(folder / "base"), "--build-lib", str(folder / "lib")]
+    env = {**os.environ, "DDETR_CUDA": "0", **env}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def run(folder, *arguments):
+    """Python away from the sources, with the built package."""
+    path = os.pathsep.join([str(folder / "lib"), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OPERATOR = """
+import torch
+from detectron2_ddetr import modeling
+value, locations = torch.arange(4.0).view(1, 4, 1, 1), torch.full((1, 1, 1, 1, 1, 2), 0.5)
+shapes, weights = torch.tensor([(2, 2)]), torch.ones(1, 1, 1, 1, 1)
+out = modeling.ms_deform_attn(value, shapes, locations, weights)
+print(modeling.__file__, modeling.HAS_CPU_KERNELS, out.item())
+"""
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 def test_built_package_is_complete(tmp_path):
     """PEERS 7.9: every module is in the built package, which works away from the sources."""
-    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "base")]
-    subprocess.run([*build, "--build-lib", str(tmp_path / "lib")], cwd=ROOT, check=True)
-    sources = {p.relative_to(ROOT) for p in (ROOT / "detectron2_ddetr").rglob("*.py")}
-    assert sources == {p.relative_to(tmp_path / "lib") for p in (tmp_path / "lib").rglob("*.py")}
-
-    path = os.pathsep.join([str(tmp_path / "lib"), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path}
-    code = "import detectron2_ddetr as d; print(d.__file__, d.build_optimizer)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    done = build(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "lib") in done.stdout
+    lib, package = tmp_path / "lib", ROOT / "detectron2_ddetr"
+    sources = {p.relative_to(ROOT) for p in package.rglob("*.py")}
+    assert sources == {p.relative_to(lib) for p in lib.rglob("*.py")}
+    path, has_kernels, result = run(tmp_path, "-c", OPERATOR).split()
+    assert path.startswith(str(lib)) and has_kernels == "True" and result == "1.5"
+    assert "on GPUs: _C_cuda was not built. DDETR_CUDA=0 left it out" in done.stderr
+    assert json.loads((lib / "detectron2_ddetr" / "_build_report.json").read_text()) == {
+        "_C_cuda": "DDETR_CUDA=0 left it out"
+    }
+
+
+def test_without_a_compiler_the_package_works(tmp_path):
+    """The installation succeeds, says in one block what is missing, and the toolbox repeats it."""
+    done = build(tmp_path, CC="no-such-compiler", CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    block = done.stderr.split("on CPUs: _C was not built")[1].split("-----")[0]
+    assert "no-such-compiler" in block and "install this package again" in block
+    path, has_kernels, result = run(tmp_path, "-c", OPERATOR).split()
+    assert path.startswith(str(tmp_path)) and has_kernels == "False" and result == "1.5"
+    report = run(tmp_path, "-m", "detectron2_ddetr.toolbox")
+    assert "CPU: PyTorch, because" in report and "no-such-compiler" in report
+
+
+def test_required_cuda_kernels_that_cannot_be_built_are_an_error(tmp_path):
+    done = build(tmp_path, DDETR_CUDA="1", CUDA_HOME=str(tmp_path), CXX="no-such-compiler")
+    assert done.returncode != 0
+    assert "nvcc" in done.stderr or "built without CUDA" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_what_a_failing_compiler_says_is_the_reason(tmp_path):
+    compiler = tmp_path / "c++"
+    error = "vectors.h:7: error: no such instruction"
+    compiler.write_text(f'#!/bin/sh\n[ $# -le 2 ] && exec c++ "$@"\necho "{error}" >&2; exit 1\n')
+    compiler.chmod(0o755)
+    done = build(tmp_path, CC=str(compiler), CXX=str(compiler))
+    assert done.returncode == 0, done.stderr
+    assert error in done.stderr
+    report = (tmp_path / "lib" / "detectron2_ddetr" / "_build_report.json").read_text()
+    assert error in json.loads(report)["_C"]

@@ -30,7 +30,8 @@ HAS_CUDA_KERNELS = torch.version.cuda is not None and _load("_C_cuda")
 def describe_backend() -> str:
     """What computes the operator on which device, and why: one line per kind of device."""
     report = json.loads(_REPORT.read_text(encoding="utf-8")) if _REPORT.exists() else {}
-    pytorch = "PyTorch, because no kernels were built: {}. To build them: pip install -e ."
+    report = {name: why.splitlines()[0] for name, why in report.items()}
+    pytorch = "PyTorch, because no kernels were built: {}. To build them, install the package again"
     cpu = cuda = "compiled kernels"
     if HAS_CPU_KERNELS:
         cpu += f" ({torch.ops.detectron2_ddetr.cpu_kernels()})"
