@@ -82,8 +82,9 @@ def cell_centres(spatial_shapes: list[tuple[int, int]], valid_ratios: Tensor) ->
         grid = torch.stack((grid_x.flatten(), grid_y.flatten()), dim=-1)  # (H_l * W_l, 2)
         # Divided by the exact number of valid cells: proposals compare the quotient with 0.01 and
         # 0.99, which 0.5 / 50 and 49.5 / 50 (an 800 px image at stride 16) hit exactly.
-        size = valid_ratios.new_tensor((width, height))
-        centres.append(grid / (valid_ratios[:, level, None] * size).round())
+        valid_width, valid_height = valid_ratios[:, level, None].unbind(-1)
+        valid = torch.stack((valid_width * width, valid_height * height), dim=-1)
+        centres.append(grid / valid.round())
     return torch.cat(centres, dim=1)
 
 
