@@ -71,7 +71,7 @@ def gather_forward(
         (N, Q, M * D) in the dtype of `value`.
     """
     output = value.new_zeros(value.shape[0], locations.shape[1], value.shape[2:].numel())
-    if output.numel() == 0 or value.numel() == 0:
+    if attention.numel() == 0 or value.numel() == 0:
         return output
     rows = _rows(value, locations.dtype)
     for image, queries in _chunks(locations):
@@ -97,6 +97,8 @@ def gather_backward(
     With g the gradient of the output and v_k the four cells of a sample, the last two follow from
     the dot products <g, v_k>. The first is that of `grid_sample`, which scatters without sorting.
     """
+    if attention.numel() == 0 or value.numel() == 0:
+        return tuple(torch.zeros_like(x).contiguous() for x in (value, locations, attention))
     num_images, num_queries, num_heads = attention.shape[:3]
     dtype = locations.dtype
     grad_output = grad_output.to(dtype).reshape(num_images, num_queries, num_heads, -1)
