@@ -135,7 +135,7 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
 
   // A block has the samples of several queries, or a query has several blocks.
   const int64_t num_blocks = (samples + kBlock - 1) / kBlock;
-  const int64_t block_queries = samples < kBlock ? kBlock / samples : 1;
+  const int64_t block_queries = samples > 0 && samples < kBlock ? kBlock / samples : 1;
   SampleBlock<C>* blocks = scratch.take<SampleBlock<C>>(num_blocks);
   std::memset(blocks, 0, num_blocks * sizeof(SampleBlock<C>));
   for (int64_t l = first_level; l < last_level; ++l) {
@@ -238,12 +238,14 @@ void finish(const Problem& p, const Gradients& grads, int64_t first_query, int64
         from_sum(attention[k] * (by_attention[k] - mean), grad_logits + k);
       if (grads.references) {
         for (int64_t i = 0; i < 2 * p.samples; ++i) {
+          const C offset = to_sum(points[i]);
           sum[i] += by_pixel[i];
-          moment[i] += by_pixel[i] * to_sum(points[i]);
+          moment[i] += by_pixel[i] != 0 ? by_pixel[i] * offset : C(0);
         }
       }
+      // What is not read has no gradient, even where an offset or a side of a box is not finite.
       for (int64_t i = 0; i < 2 * p.samples; ++i)
-        from_sum(by_pixel[i] * map.step[i], grad_points + i);
+        from_sum(by_pixel[i] != 0 ? by_pixel[i] * map.step[i] : C(0), grad_points + i);
     }
     if (!grads.references) continue;
     C* reference = static_cast<C*>(grads.references) + query * p.levels * p.reference_size;

@@ -276,12 +276,14 @@ def _ms_deform_attn_fused_backward(
     )
     mean = (attention * grad_attention).sum(-1, keepdim=True)
     grad_logits = (attention * (grad_attention - mean)).to(attention_logits.dtype)
-    grad_offsets = (grad_locations * step).to(sampling_offsets.dtype)
+    # What is not read has no gradient, even where an offset or a side of a box is not finite.
+    unread = grad_locations == 0
+    grad_offsets = (grad_locations * step).masked_fill(unread, 0).to(sampling_offsets.dtype)
     parts = [grad_locations]
     if reference_points.shape[3] == 4:
         points = torch.tensor(level_points, device=value.device)
-        scale = (0.5 / points).repeat_interleave(points)[:, None]
-        parts.append(grad_locations * sampling_offsets * scale.to(locations.dtype))
+        scale = (0.5 / points.to(locations.dtype)).repeat_interleave(points)[:, None]
+        parts.append((grad_locations * sampling_offsets * scale).masked_fill(unread, 0))
     grad_references = torch.stack(
         [
             torch.cat([part.sum((2, 3)) for part in level_parts], dim=-1)
