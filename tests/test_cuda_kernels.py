@@ -1,0 +1,481 @@
+"""The CUDA kernels, run thread by thread on the CPU (tests/cuda_emulation) against PyTorch."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+class Call(ctypes.Structure):
+    """As in driver.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in "images positions queries heads channels".split()),
+        *((name, ctypes.c_int64) for name in "samples levels".split()),
+        *((name, ctypes.c_int64) for name in "image_stride row_stride head_stride".split()),
+        *((name, ctypes.c_void_p) for name in "shapes points value references".split()),
+        *((name, ctypes.c_void_p) for name in "inputs weights grad_output output".split()),
+        *((name, ctypes.c_void_p) for name in "grad_value grad_inputs grad_weights".split()),
+        ("grad_references", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in "fused reference_size shapes_on_device".split()),
+        *((name, ctypes.c_int64) for name in "deterministic multiprocessors seed".split()),
+        *((name, ctypes.c_int64) for name in "type input_type".split()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """DDETR_EMULATION_FLAGS adds compiler flags, such as -fsanitize=address,undefined."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler, which emulating the CUDA kernels needs")
+    target = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    flags = os.environ.get("DDETR_EMULATION_FLAGS", "").split()
+    folders = [f"-I{ROOT / 'csrc' / 'cuda'}", f"-I{ROOT / 'tests' / 'cuda_emulation'}"]
+    source = ROOT / "tests" / "cuda_emulation" / "driver.cpp"
+    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *flags, *folders, source]
+    subprocess.run([*command, "-o", target], check=True)
+    library = ctypes.CDLL(str(target))
+    library.ms_deform_attn_emulated.restype = ctypes.c_char_p
+    return library
+
+
+@dataclass
+class Case:
+    """Inputs of the operator. Without references: locations and weights, else offsets and logits."""
+
+    shapes: Tensor  # (L, 2), (H, W)
+    points: list[int]  # P of each level; K is their sum.
+    value: Tensor  # (N, S, M, D)
+    inputs: Tensor  # (N, Q, M, K, 2)
+    weights: Tensor  # (N, Q, M, K)
+    references: Tensor | None = None  # (N, Q, L, 2 or 4)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def double(self) -> "Case":
+        return replace(self, **{name: tensor.double() for name, tensor in self.tensors().items()})
+
+
+def make_case(
+    shapes=((5, 7), (3, 4), (1, 1)),
+    points=(2, 3, 1),
+    images=2,
+    queries=5,
+    heads=2,
+    channels=8,
+    references=0,
+    dtype=torch.float32,
+    input_dtype=None,
+    seed=0,
+) -> Case:
+    """Samples in and around the map, at least 1e-3 px away from where gradients jump."""
+    generator = torch.Generator().manual_seed(seed)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes, points = torch.tensor(shapes), list(points)
+    sizes = shapes.flip(1).repeat_interleave(torch.tensor(points), 0).double()  # (K, 2), (W, H)
+    total = int(shapes.prod(1).sum())
+    value = torch.randn(images, total, heads, channels, generator=generator)
+    leading = (images, queries, heads, sum(points))
+    weights = torch.randn(leading, generator=generator)
+    pixels = torch.rand(*leading, 2, generator=generator).double() * (sizes + 2) - 1.5
+    pixels = pixels.floor() + 0.05 + 0.9 * (pixels - pixels.floor())
+    if references == 0:
+        inputs, weights, anchors = (pixels + 0.5) / sizes, weights.softmax(-1), None
+        return Case(
+            shapes, points, value.to(dtype), inputs.to(compute), weights.to(compute), anchors
+        )
+    input_dtype = dtype if input_dtype is None else input_dtype
+    anchors = torch.rand(images, queries, len(points), references, generator=generator) + 0.1
+    # References with few bits, so that the offsets that 16-bit inputs round stay near the pixels.
+    anchors = (anchors * 16).round() / 16
+    levels = torch.arange(len(points)).repeat_interleave(torch.tensor(points))
+    each = anchors.double()[:, :, None, levels]  # (N, Q, 1, K, 2 or 4)
+    inputs = pixels + 0.5 - each[..., :2] * sizes
+    if references == 4:
+        count = torch.tensor(points)[levels, None]
+        inputs = inputs / (each[..., 2:] * (0.5 / count) * sizes)
+    return Case(
+        shapes,
+        points,
+        value.to(dtype),
+        inputs.to(input_dtype),
+        weights.to(input_dtype),
+        anchors.to(compute),
+    )
+
+
+def run(
+    library,
+    case: Case,
+    grad_output: Tensor | None = None,
+    needs: tuple[str, ...] = ("value", "inputs", "weights", "references"),
+    deterministic: bool = False,
+    many: bool = True,
+    on_device: bool = False,
+    seed: int = 0,
+) -> Tensor | dict[str, Tensor]:
+    """
+    The output, or with `grad_output` the gradients.
+
+    Args:
+        many: True: the kernels for many pairs, False: those for few.
+        on_device: Whether the kernels read the sizes of the levels from memory.
+        seed: Of the order of blocks and threads; 0 is increasing.
+    """
+    value, shapes = case.value, case.shapes.contiguous()
+    points = torch.tensor(case.points)
+    images, positions, heads, channels = value.shape
+    queries = case.inputs.shape[1]
+    kept = [case.inputs.contiguous(), case.weights.contiguous(), shapes, points]
+    call = Call(images, positions, queries, heads, channels, sum(case.points), len(case.points))
+    call.image_stride, call.row_stride, call.head_stride = value.stride()[:3]
+    call.shapes, call.points, call.value = shapes.data_ptr(), points.data_ptr(), value.data_ptr()
+    call.inputs, call.weights = kept[0].data_ptr(), kept[1].data_ptr()
+    call.fused = case.references is not None
+    if case.references is not None:
+        call.references, call.reference_size = case.references.data_ptr(), case.references.shape[3]
+    call.shapes_on_device, call.deterministic = on_device, deterministic
+    call.multiprocessors, call.seed = 0 if many else 1 << 20, seed
+    call.type, call.input_type = TYPES.index(value.dtype), TYPES.index(case.inputs.dtype)
+    result = {}
+    if grad_output is None:
+        # NaN, so that what is not written shows.
+        output = torch.full((images, queries, heads * channels), torch.nan, dtype=value.dtype)
+        call.output = output.data_ptr()
+    else:
+        call.grad_output = grad_output.data_ptr()
+        for name, tensor in case.tensors().items():
+            if name in needs:
+                result[name] = torch.full(tensor.shape, torch.nan, dtype=tensor.dtype)
+                setattr(call, f"grad_{name}", result[name].data_ptr())
+        if "value" in result:
+            result["value"].zero_()
+    failure = library.ms_deform_attn_emulated(ctypes.byref(call))
+    if failure is not None:
+        raise RuntimeError(failure.decode())
+    return output if grad_output is None else result
+
+
+def reference(case: Case) -> Tensor:
+    """The operator in float64 and plain PyTorch."""
+    case = case.double()
+    weights = case.weights if case.references is None else case.weights.softmax(-1)
+    images, _, heads, channels = case.value.shape
+    output = 0
+    areas = case.shapes.prod(1).tolist()
+    levels = zip(
+        case.shapes.tolist(),
+        case.value.split(areas, 1),
+        case.inputs.split(case.points, 3),
+        weights.split(case.points, 3),
+    )
+    for level, ((height, width), maps, inputs, weight) in enumerate(levels):
+        if inputs.shape[3] == 0:
+            continue
+        size = torch.tensor([width, height])
+        if case.references is None:
+            locations = inputs
+        else:
+            anchor = case.references[:, :, None, level, None]  # (N, Q, 1, 1, 2 or 4)
+            scale = anchor[..., 2:] * (0.5 / inputs.shape[3]) if anchor.shape[-1] == 4 else None
+            locations = anchor[..., :2] + (inputs / size if scale is None else inputs * scale)
+        pixels = locations * size - 0.5
+        inside = ((pixels > -1) & (pixels < size)).all(-1)  # Also False for what is not finite.
+        locations = torch.where(inside[..., None], locations, 0.5)
+        sampled = F.grid_sample(
+            maps.permute(0, 2, 3, 1).reshape(images * heads, channels, height, width),
+            (2 * locations - 1).transpose(1, 2).flatten(0, 1),
+            align_corners=False,
+        )  # (N * M, D, Q, P)
+        inside, weight = (each.transpose(1, 2).flatten(0, 1)[:, None] for each in (inside, weight))
+        output = output + (torch.where(inside, sampled, 0) * weight).sum(3)
+    return output.unflatten(0, (images, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+def reference_gradients(case: Case, grad_output: Tensor) -> dict[str, Tensor]:
+    case = case.double()
+    for tensor in case.tensors().values():
+        tensor.requires_grad_()
+    reference(case).backward(grad_output.double())
+    return {name: tensor.grad for name, tensor in case.tensors().items()}
+
+
+def gradient_like(case: Case, seed: int = 1) -> Tensor:
+    images, _, heads, channels = case.value.shape
+    generator = torch.Generator().manual_seed(seed)
+    shape = (images, case.inputs.shape[1], heads * channels)
+    return torch.randn(shape, generator=generator).to(case.value.dtype)
+
+
+def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Relative to the largest number: small ones are differences of large ones."""
+    scale = max(1.0, float(expected.abs().max()) if expected.numel() else 1.0)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def check(library, case: Case, **options) -> None:
+    """Forward with both kernels, and backward, against float64."""
+    dtype = case.value.dtype
+    few, many = (run(library, case, many=many, **options) for many in (False, True))
+    assert_close(few, reference(case), dtype)
+    assert_close(many, reference(case), dtype)
+    grad_output = gradient_like(case)
+    expected = reference_gradients(case, grad_output)
+    for deterministic in (False, True):
+        got = run(library, case, grad_output, deterministic=deterministic, **options)
+        assert got.keys() == expected.keys()
+        for name in got:
+            worst = max(dtype, got[name].dtype, key=TOLERANCE.get)
+            assert_close(got[name], expected[name], worst)
+
+
+@pytest.mark.parametrize("references", [0, 2, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 30, 32, 64, 71])
+def test_channels(library, channels, references):
+    check(library, make_case(channels=channels, references=references))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("references, same", [(0, True), (2, True), (4, True), (4, False)])
+def test_types(library, dtype, references, same):
+    input_dtype = dtype if same or dtype == torch.float64 else torch.float32
+    for channels in (5, 32, 72):
+        check(
+            library,
+            make_case(
+                channels=channels, references=references, dtype=dtype, input_dtype=input_dtype
+            ),
+        )
+
+
+@pytest.mark.parametrize("references", [0, 2, 4])
+@pytest.mark.parametrize(
+    "shapes, points",
+    [
+        (((4, 9),), (1,)),
+        (((4, 9), (9, 4)), (20, 23)),  # More samples than lanes.
+        (((2, 3),) * 5, (1, 0, 4, 2, 7)),
+        (((1, 6), (6, 1), (1, 1)), (5, 5, 5)),
+        (((1, 2),) * 32, (1,) * 32),
+    ],
+)
+def test_levels(library, shapes, points, references):
+    for heads in (1, 3):
+        check(library, make_case(shapes, points, heads=heads, references=references))
+    check(library, make_case(shapes, points, references=references), on_device=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_queries_of_an_encoder_are_tiled(library, dtype):
+    shapes = ((9, 17), (5, 8), (2, 3), (1, 1))
+    queries = sum(height * width for height, width in shapes)
+    case = make_case(shapes, (1, 1, 2, 1), 1, queries, 1, 32, references=2, dtype=dtype)
+    assert_close(run(library, case), reference(case), dtype)
+    assert torch.equal(run(library, case), run(library, case, on_device=True))  # Not tiled.
+
+
+def test_many_images(library):
+    """More than fit into gridDim.z, which ends at 5 in the emulation."""
+    check(library, make_case(images=11))
+
+
+def test_borders(library):
+    height, width = 3, 5
+    for edge in (-1.0, -0.5, 0.0, 1.0, width - 1.0, width - 0.5, float(width)):
+        around = torch.tensor(edge, dtype=torch.float64)
+        pixels = torch.stack([around - 1e-3, around, around + 1e-3])
+        inputs = torch.stack([(pixels + 0.5) / width, torch.full((3,), 0.4)], -1)
+        inputs = torch.cat([inputs, inputs.flip(1)])[:, None].expand(-1, 2, -1)
+        generator = torch.Generator().manual_seed(0)
+        case = Case(
+            torch.tensor([[height, width]]),
+            [6],
+            torch.rand(1, height * width, 2, 8, generator=generator).double() + 1,
+            inputs.transpose(0, 1)[None, None].contiguous(),  # (1, 1, 2, 6, 2)
+            torch.rand(1, 1, 2, 6, generator=generator).double(),
+        )
+        check_forward = run(library, case)
+        assert_close(check_forward, reference(case), torch.float64)
+        grads = run(library, case, gradient_like(case))
+        expected = reference_gradients(case, gradient_like(case))
+        assert_close(grads["value"], expected["value"], torch.float64)
+        assert_close(grads["weights"], expected["weights"], torch.float64)
+        if edge in (-1.0, float(width)):  # On the edge itself is outside.
+            assert torch.equal(grads["inputs"][0, 0, :, 1], torch.zeros(2, 2).double())
+
+
+@pytest.mark.parametrize("references", [0, 2, 4])
+def test_what_is_not_finite_reads_nothing(library, references):
+    case = make_case(channels=32, references=references)
+    bad = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e20, -1e20])
+    case.inputs[:, 0] = bad[torch.arange(case.inputs[:, 0].numel()) % 5].view_as(case.inputs[:, 0])
+    case.inputs[:, 1, 0, 2, 0] = torch.nan  # And one among others.
+    check_safe = replace(case, inputs=torch.where(case.inputs.abs() < 1e4, case.inputs, 1e4))
+    for many in (False, True):
+        output = run(library, case, many=many)
+        assert torch.equal(output[:, 0], torch.zeros_like(output[:, 0]))
+        assert_close(output, reference(check_safe), torch.float32)
+    expected = reference_gradients(check_safe, gradient_like(case))
+    got = run(library, case, gradient_like(case))
+    for name in got:
+        assert_close(got[name], expected[name], torch.float32)
+    assert torch.equal(got["inputs"][:, 0], torch.zeros_like(got["inputs"][:, 0]))
+    assert torch.equal(got["weights"][:, 0], torch.zeros_like(got["weights"][:, 0]))
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_only_the_footprint_is_read(library, poison):
+    """Every position is poisoned but the corners of the samples; some samples are outside."""
+    height, width = 4, 6
+    pixels = torch.tensor([[-0.4, -0.3], [5.3, 3.2], [2.6, 1.5], [7.0, 1.0], [3.0, torch.nan]])
+    value = torch.full((height, width), poison)
+    for y, x in ((0, 0), (3, 5), (1, 2), (1, 3), (2, 2), (2, 3)):
+        value[y, x] = 1 + x + y
+    case = Case(
+        torch.tensor([[height, width]]),
+        [5],
+        value.flatten()[None, :, None, None].expand(1, -1, 1, 32),
+        ((pixels + 0.5) / torch.tensor([width, height]))[None, None, None],
+        torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2])[None, None, None],
+    )
+    case = replace(case, value=case.value.contiguous())
+    clean = replace(case, value=case.value.nan_to_num(0, 0))
+    finite = replace(clean, inputs=clean.inputs.nan_to_num(9))
+    for many in (False, True):
+        assert_close(run(library, case, many=many), reference(finite), torch.float32)
+    expected = reference_gradients(finite, gradient_like(case))
+    got = run(library, case, gradient_like(case))
+    for name in got:
+        assert_close(got[name], expected[name], torch.float32)
+    inside = replace(case, value=torch.where(case.value == 1, poison, case.value))
+    assert not run(library, inside).isfinite().any()
+    if poison == torch.inf:  # Also at a border an infinite value stays what it is.
+        assert run(library, inside).eq(torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_and_alignment(library, dtype):
+    case = make_case(channels=32, references=2, dtype=dtype)
+    images, positions, heads, channels = case.value.shape
+    packed = torch.randn(images, positions, heads, 3 * channels).to(dtype)
+    heads_first = case.value.transpose(1, 2).contiguous().transpose(1, 2)
+    shifted = torch.empty(case.value.numel() + 1, dtype=dtype)[1:].view_as(case.value)
+    for view in (
+        packed[..., channels : 2 * channels],
+        packed[..., 1 : channels + 1],
+        heads_first,
+        shifted.copy_(case.value),
+        case.value[:1].expand(images, -1, -1, -1),
+    ):
+        check(library, replace(case, value=view))
+
+
+def test_coordinates_are_not_16_bit(library):
+    """A ramp over 1333 columns: 16-bit coordinates would be off by whole columns."""
+    for dtype in (torch.float16, torch.bfloat16):
+        width = 1333
+        columns = torch.arange(width) % 2
+        value = columns[None, :, None, None].expand(1, width, 1, 8).to(dtype).contiguous()
+        pixels = 1300.25 + torch.arange(8)
+        anchors = ((pixels + 0.5) / width).view(1, 8, 1, 1)
+        anchors = torch.cat([anchors, torch.full_like(anchors, 0.5)], -1)
+        offsets = torch.zeros(1, 8, 1, 1, 2, dtype=dtype)
+        logits = torch.zeros(1, 8, 1, 1, dtype=dtype)
+        case = Case(torch.tensor([[1, width]]), [1], value, offsets, logits, anchors)
+        expected = torch.tensor([0.25, 0.75]).repeat(4)[:, None].expand(8, 8)
+        torch.testing.assert_close(run(library, case)[0].float(), expected, atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("references", [0, 4])
+def test_gradients_on_demand(library, references):
+    case = make_case(channels=32, references=references)
+    everything = run(library, case, gradient_like(case))
+    for name in everything:
+        for needs in ((name,), tuple(everything.keys() - {name})):
+            got = run(library, case, gradient_like(case), needs=needs)
+            assert got.keys() == set(needs)
+            for each in needs:
+                torch.testing.assert_close(got[each], everything[each], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("references", [0, 4])
+def test_deterministic(library, dtype, references):
+    """Many samples on few positions, so that the order of additions matters."""
+    case = make_case(((2, 2),), (9,), 1, 40, 2, 32, references=references, dtype=dtype)
+    grads = [
+        run(library, case, gradient_like(case), deterministic=True, seed=seed) for seed in range(4)
+    ]
+    for other in grads[1:]:
+        for name, grad in grads[0].items():
+            assert torch.equal(grad, other[name]), name
+    if dtype == torch.float32:
+        atomics = [run(library, case, gradient_like(case), seed=seed)["value"] for seed in (0, 1)]
+        assert not torch.equal(*atomics)
+        torch.testing.assert_close(atomics[0], grads[0]["value"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("references", [0, 2])
+def test_deterministic_does_not_hide_what_is_not_finite(library, poison, references):
+    case = make_case(((4, 4),), (3,), channels=32, references=references)
+    for name in ("grad_output", "weights"):
+        grad_output, weights = gradient_like(case), case.weights.clone()
+        case.inputs.zero_() if references else case.inputs.fill_(0.4)
+        (grad_output if name == "grad_output" else weights)[0, 0, 0] = poison
+        got = run(library, replace(case, weights=weights), grad_output, deterministic=True)
+        assert not got["value"].isfinite().all(), name
+    grad_output = torch.zeros_like(gradient_like(case))
+    got = run(library, case, grad_output, deterministic=True)
+    assert torch.equal(got["value"], torch.zeros_like(got["value"]))
+
+
+def test_order_of_threads_does_not_matter(library):
+    """A barrier too few would show."""
+    for references in (0, 2):
+        case = make_case(points=(9, 9, 20), channels=32, references=references)
+        for many in (False, True):
+            outputs = [run(library, case, many=many, seed=seed) for seed in range(3)]
+            assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+        grads = [run(library, case, gradient_like(case), seed=seed) for seed in range(3)]
+        for name in grads[0]:
+            torch.testing.assert_close(grads[0][name], grads[1][name], rtol=0, atol=1e-5)
+            torch.testing.assert_close(grads[0][name], grads[2][name], rtol=0, atol=1e-5)
+
+
+def test_wrong_sizes_on_the_device_are_noticed(library):
+    case = make_case()
+    for shapes in (((5, 7), (3, 4), (2, 1)), ((5, 7), (3, 3), (1, 1)), ((-5, -7), (3, 4), (1, 1))):
+        with pytest.raises(RuntimeError, match="positions|height"):
+            run(library, replace(case, shapes=torch.tensor(shapes)), on_device=True)
+
+
+def test_empty_level(library):
+    case = make_case(((3, 4), (2, 2)), (2, 2), channels=32)
+    padded = replace(
+        case,
+        shapes=torch.tensor([[3, 4], [0, 5], [5, 0], [2, 2]]),
+        points=[2, 1, 1, 2],
+        inputs=torch.cat([case.inputs, torch.zeros_like(case.inputs[..., :2, :])], 3)[
+            ..., [0, 1, 4, 5, 2, 3], :
+        ].contiguous(),
+        weights=case.weights[..., [0, 1, 0, 0, 2, 3]].contiguous(),
+    )
+    for on_device in (False, True):
+        torch.testing.assert_close(run(library, padded, on_device=on_device), run(library, case))
+    grads = run(library, padded, gradient_like(case))
+    assert torch.equal(grads["inputs"][..., 2:4, :], torch.zeros_like(grads["inputs"][..., 2:4, :]))
