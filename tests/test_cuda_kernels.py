@@ -67,7 +67,8 @@ class Case:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def double(self) -> "Case":
-        return replace(self, **{name: tensor.double() for name, tensor in self.tensors().items()})
+        copies = {name: tensor.double().clone() for name, tensor in self.tensors().items()}
+        return replace(self, **copies)
 
 
 def make_case(
