@@ -159,7 +159,7 @@ __device__ void reduce_references(const Source& source, const Problem& problem, 
 }
 
 template <typename T, typename Source, typename Sum, typename Layout>
-__global__ void __launch_bounds__(kBackwardWarps * 32)
+__global__ void __launch_bounds__(kBackwardWarps * 32, 4)
     backward_kernel(const __grid_constant__ BackwardParams<T, Source, Sum> params) {
   using C = Compute<T>;
   using Input = typename Source::Input;

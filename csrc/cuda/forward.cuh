@@ -26,6 +26,8 @@ struct Shape {
   static constexpr int kSamples = 2 * kTeam < 32 ? 2 * kTeam : 32;  // Staged at once.
   static constexpr int kThreads = kTeam == kLanes ? 256 : 128;
   static constexpr int kTeams = kThreads / kTeam;
+  // Per multiprocessor. Many pairs: 48 warps, at the price of a few spills outside of the loop.
+  static constexpr int kBlocks = kTeam == kLanes && kMaxThreads >= 1536 ? 6 : 4;
 };
 
 // With fewer warps than this on a multiprocessor, the latency of a pair is not hidden by others.
@@ -63,7 +65,7 @@ __device__ int query_in_tile(const Level* table, int team) {
 template <bool kAllInside, typename S, typename T, typename C>
 __device__ void gather(const T* value, int row_bytes, const Staged<C, S::kSamples>& staged,
                        int part, int count, C (&sum)[S::kVector]) {
-#pragma unroll(S::kParts > 1 ? 4 : 1)
+#pragma unroll(kAllInside && S::kParts > 1 ? 4 : 1)
   for (int i = part; i < count; i += S::kParts) {
     const int4 position = staged.position[i];
     if (!kAllInside && position.x < 0) {
@@ -87,7 +89,7 @@ __device__ void gather(const T* value, int row_bytes, const Staged<C, S::kSample
 }
 
 template <typename T, typename Source, typename S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     forward_kernel(const __grid_constant__ ForwardParams<T, Source> params) {
   using C = Compute<T>;
   __shared__ Level table[kMaxLevels];

@@ -137,11 +137,13 @@ struct Attention {
   __device__ Attention(const Source& source, int64_t first_sample, int samples, int lane) {
     if constexpr (Source::kFused) {
       maximum = -INFINITY;
+#pragma unroll 1
       for (int k = lane; k < samples; k += kLanes) {
         maximum = fmax(maximum, C(widen(source.weights[first_sample + k])));
       }
       maximum = team_max<kLanes>(maximum);
       C sum = 0;
+#pragma unroll 1
       for (int k = lane; k < samples; k += kLanes) {
         sum += exp(C(widen(source.weights[first_sample + k])) - maximum);
       }

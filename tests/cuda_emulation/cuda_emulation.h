@@ -25,7 +25,7 @@
 #define __device__
 #define __host__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static  // Blocks run one after the other.
 
 struct dim3 {
@@ -82,11 +82,14 @@ inline __half __float2half_rn(float number) {
   return {static_cast<uint16_t>(bits | (signbit(number) ? 0x8000 : 0))};
 }
 
+inline float __uint_as_float(unsigned bits) {
+  float number;
+  memcpy(&number, &bits, 4);
+  return number;
+}
+
 inline float __bfloat162float(__nv_bfloat16 number) {
-  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
-  float result;
-  memcpy(&result, &bits, 4);
-  return result;
+  return __uint_as_float(static_cast<unsigned>(number.bits) << 16);
 }
 
 inline __nv_bfloat16 __float2bfloat16_rn(float number) {
@@ -304,6 +307,8 @@ using Stream = int;
 constexpr int64_t kMaxGridZ = 5;  // Not 65535, so that a test can exceed it.
 
 inline void* dynamic_shared_memory() { return emulation::machine.shared.data(); }
+
+inline int64_t multiply_wide(int a, int b) { return static_cast<int64_t>(a) * b; }
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes, Stream,
