@@ -55,6 +55,8 @@ __device__ C sum_four(const C (&number)[4], int lane) {
   return sum;
 }
 
+// Adds to grad_value, and to memory.dots, what the staged samples contribute. Each group of kLanes
+// lanes takes another sample.
 template <typename Layout, typename T, typename Source, typename Sum, typename C>
 __device__ void scatter(const BackwardParams<T, Source, Sum>& params, const Pair& pair,
                         const T* map, typename Sum::Item* grad_map, const Sum& sum,
@@ -69,21 +71,18 @@ __device__ void scatter(const BackwardParams<T, Source, Sum>& params, const Pair
   for (int first = 0; first < problem.channels; first += kVector * kLanes) {
     const int channel = first + lane % kLanes * kVector;
     const bool has_channel = channel < problem.channels;
+    const T* source = map + (has_channel ? channel : 0);
     C grad[kVector] = {};
     if (has_channel) {
       load(params.grad_output + pair.index * problem.channels + channel, grad);
     }
     for (int i = part; i < count + part; i += 32 / kLanes) {  // As often in all lanes.
       const int4 position = memory.staged.position[i];
-      const int corner[4] = {position.x, position.y, position.z, position.w};
       const bool inside = position.x >= 0 && has_channel;
       C dot[4] = {};
       if (inside && needs_dots) {
         C read[4][kVector];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          load(row(map + channel, corner[j], problem.row_bytes), read[j]);
-        }
+        read_corners(source, problem.row_bytes, position, read);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -93,6 +92,7 @@ __device__ void scatter(const BackwardParams<T, Source, Sum>& params, const Pair
         }
       }
       if (inside && grad_map != nullptr) {
+        const int corner[4] = {position.x, position.y, position.z, position.w};
         const Packed<C, 4> weight = memory.staged.weight[i];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -138,6 +138,7 @@ __device__ void reduce_references(const Source& source, const Problem& problem, 
   for (int i = lane; i < count; i += 32) {
     const int l = i / source.size, coordinate = i % source.size;
     int k = 0;
+#pragma unroll 1
     for (int before = 0; before < l; ++before) {
       k += table[before].points;
     }
@@ -145,6 +146,7 @@ __device__ void reduce_references(const Source& source, const Problem& problem, 
     const C extent = along_x ? table[l].width : table[l].height;
     const C box_scale = C(0.5) / table[l].points;
     C sum = 0;
+#pragma unroll 1
     for (const int end = k + table[l].points; k < end; ++k) {
       const C grad = (along_x ? records[k].grad_x : records[k].grad_y) * extent;
       if (coordinate < 2) {
@@ -222,6 +224,7 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 4)
   if constexpr (Source::kFused) {
     if (params.grad_weights != nullptr) {
       weighted = team_sum<32>(weighted);
+#pragma unroll 1
       for (int k = lane; k < problem.samples; k += 32) {
         const C grad = records[k].attention * (records[k].grad_attention - weighted);
         params.grad_weights[first_sample + k] = narrow<Input>(grad);

@@ -62,6 +62,8 @@ __device__ int query_in_tile(const Level* table, int team) {
   return y < level.height && x < level.width ? level.start + y * level.width + x : -1;
 }
 
+// Adds every kParts-th staged sample to the lane's channels. Where all samples of the warp are inside
+// their maps, as nearly always, there is no branch, and loads of several samples may overlap.
 template <bool kAllInside, typename S, typename T, typename C>
 __device__ void gather(const T* value, int row_bytes, const Staged<C, S::kSamples>& staged,
                        int part, int count, C (&sum)[S::kVector]) {
@@ -71,13 +73,9 @@ __device__ void gather(const T* value, int row_bytes, const Staged<C, S::kSample
     if (!kAllInside && position.x < 0) {
       continue;
     }
-    const int corner[4] = {position.x, position.y, position.z, position.w};
     const Packed<C, 4> weight = staged.weight[i];
     C read[4][S::kVector];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      load(row(value, corner[j], row_bytes), read[j]);
-    }
+    read_corners(value, row_bytes, position, read);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
           inside = inside && sample.inside;
         }
       }
-      __syncwarp();
+      __syncwarp();  // The vote below does not order memory.
       const T* source = map + (has_channel ? channel : 0);
       if (__all_sync(kWarp, inside)) {
         gather<true, S>(source, problem.row_bytes, staged, part, count, sum);

@@ -233,6 +233,16 @@ struct Staged {
   }
 };
 
+// The channels of a sample's four corners.
+template <typename T, typename C, int kVector>
+__device__ void read_corners(const T* map, int row_bytes, const int4& position,
+                             C (&read)[4][kVector]) {
+  load(row(map, position.x, row_bytes), read[0]);
+  load(row(map, position.y, row_bytes), read[1]);
+  load(row(map, position.z, row_bytes), read[2]);
+  load(row(map, position.w, row_bytes), read[3]);
+}
+
 // A pair and the place of its samples in the operator's inputs.
 struct Pair {
   int64_t row;    // (n, q)
