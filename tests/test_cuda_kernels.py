@@ -53,7 +53,7 @@ def library(tmp_path_factory):
 
 @dataclass
 class Case:
-    """Inputs of the operator. Without references: locations and weights, else offsets and logits."""
+    """Inputs of the operator: locations and weights, or with references offsets and logits."""
 
     shapes: Tensor  # (L, 2), (H, W)
     points: list[int]  # P of each level; K is their sum.
@@ -272,6 +272,7 @@ def test_types(library, dtype, references, same):
         (((2, 3),) * 5, (1, 0, 4, 2, 7)),
         (((1, 6), (6, 1), (1, 1)), (5, 5, 5)),
         (((1, 2),) * 32, (1,) * 32),
+        (((3, 3),), (900,)),  # The shared memory of a block holds three warps of backward.
     ],
 )
 def test_levels(library, shapes, points, references):

@@ -244,8 +244,9 @@ int64_t shared_bytes_per_warp(const Problem& problem) {
   return sizeof(WarpMemory<C>) + static_cast<int64_t>(problem.samples) * sizeof(Record<C>);
 }
 
-// Computes all gradients that have a place. `grad_value` is where params.grad_value sums up, or
-// the gradient in the type of value where that differs. Sums and bounds must have been zeroed.
+// Computes all gradients that have a place in `params`, of which those of value and of references
+// are sums on the way to `grad_value` and `grad_references`. Where the sums of value have its type
+// they are the gradient. They and the bounds must have been zeroed.
 template <typename T, typename Source, typename Sum>
 void backward(const BackwardParams<T, Source, Sum>& params, T* grad_value,
               Compute<T>* grad_references, Stream stream) {
@@ -269,10 +270,13 @@ void backward(const BackwardParams<T, Source, Sum>& params, T* grad_value,
         launch_images(backward_kernel<T, Source, Sum, decltype(layout)>, params,
                       (problem.queries - 1) / warps + 1, warps * 32, warps * bytes, stream);
       });
-  if (static_cast<void*>(params.grad_value) != grad_value) {
-    const int64_t values = problem.images * problem.positions * problem.heads * problem.channels;
-    launch_items(result_kernel<T, Sum>, values, stream, problem, params.grad_value, values,
-                 params.bounds, grad_value);
+  if constexpr (!std::is_same_v<typename Sum::Item, T>) {
+    if (params.grad_value != nullptr) {
+      const int64_t values =
+          problem.images * problem.positions * problem.heads * problem.channels;
+      launch_items(result_kernel<T, Sum>, values, stream, problem, params.grad_value, values,
+                   params.bounds, grad_value);
+    }
   }
   if constexpr (Source::kFused) {
     if (params.grad_references != nullptr) {

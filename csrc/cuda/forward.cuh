@@ -14,6 +14,13 @@ struct ForwardParams {
   bool tiled;  // Queries are the positions of the maps: see `query_in_tile`.
 };
 
+// With fewer warps than this on a multiprocessor, the latency of a pair is not hidden by others.
+constexpr int kBusyWarps = 16;
+
+// Where queries are the positions of the maps, a block takes a tile of kTileWidth columns. This is
+// only an order of work, but the samples of a tile overlap much more than those of a row.
+constexpr int kTileWidth = 8;
+
 // kVector channels per lane, kLanes lanes across the channels of one position. A team of kTeam
 // lanes splits its samples into kTeam / kLanes parts: one when there are many pairs, more when
 // there are few and the latency of a pair counts.
@@ -26,16 +33,10 @@ struct Shape {
   static constexpr int kSamples = 2 * kTeam < 32 ? 2 * kTeam : 32;  // Staged at once.
   static constexpr int kThreads = kTeam == kLanes ? 256 : 128;
   static constexpr int kTeams = kThreads / kTeam;
+  static constexpr int kTileHeight = kTeam == kLanes ? kTeams / kTileWidth : 0;  // <= 1: no tiles.
   // Per multiprocessor. Many pairs: 48 warps, at the price of a few spills outside of the loop.
   static constexpr int kBlocks = kTeam == kLanes && kMaxThreads >= 1536 ? 6 : 4;
 };
-
-// With fewer warps than this on a multiprocessor, the latency of a pair is not hidden by others.
-constexpr int kBusyWarps = 16;
-
-// Where queries are the positions of the maps, a block takes a tile of kTileWidth columns. This is
-// only an order of work, but the samples of a tile overlap much more than those of a row.
-constexpr int kTileWidth = 8;
 
 __host__ __device__ inline int tiles_across(const Level& level) {
   return (level.width + kTileWidth - 1) / kTileWidth;
@@ -47,9 +48,8 @@ __host__ __device__ inline int tiles(const Level& level, int tile_height) {
 }
 
 // The query of the calling team in a grid of tiles, or -1.
-template <int kTeams>
+template <int kTileHeight>
 __device__ int query_in_tile(const Level* table, int team) {
-  constexpr int kTileHeight = kTeams / kTileWidth;
   int tile = blockIdx.x, l = 0;
   for (int count = tiles(table[0], kTileHeight); tile >= count;
        count = tiles(table[++l], kTileHeight)) {
@@ -62,8 +62,8 @@ __device__ int query_in_tile(const Level* table, int team) {
   return y < level.height && x < level.width ? level.start + y * level.width + x : -1;
 }
 
-// Adds every kParts-th staged sample to the lane's channels. Where all samples of the warp are inside
-// their maps, as nearly always, there is no branch, and loads of several samples may overlap.
+// Adds every kParts-th staged sample to the lane's channels. Where all samples of the warp are
+// inside their maps, the usual case, there is no branch, and loads of several samples may overlap.
 template <bool kAllInside, typename S, typename T, typename C>
 __device__ void gather(const T* value, int row_bytes, const Staged<C, S::kSamples>& staged,
                        int part, int count, C (&sum)[S::kVector]) {
@@ -98,8 +98,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   const int team = threadIdx.x / S::kTeam, lane = threadIdx.x % S::kTeam;
   const int part = lane / S::kLanes;
   auto& staged = stages[team];
-  const int query = params.tiled ? query_in_tile<S::kTeams>(table, team)
-                                 : static_cast<int>(blockIdx.x) * S::kTeams + team;
+  int query = static_cast<int>(blockIdx.x) * S::kTeams + team;
+  if constexpr (S::kTileHeight > 1) {
+    query = params.tiled ? query_in_tile<S::kTileHeight>(table, team) : query;
+  }
   // Teams without a query compute along, since the lanes of a warp talk to each other.
   const bool active = query >= 0 && query < problem.queries;
   const int head = blockIdx.y;
@@ -162,16 +164,16 @@ void forward(ForwardParams<T, Source> params, Stream stream) {
       using S = decltype(shape);
       launch_images(forward_kernel<T, Source, S>, params, blocks, S::kThreads, 0, stream);
     };
-    const int64_t warps = problem.images * problem.queries * problem.heads / Wide::kTeams * 8;
+    const int64_t warps = problem.images * problem.queries * problem.heads * Layout::kLanes / 32;
     const Levels& levels = problem.levels;
     params.tiled = false;
     if (warps < kBusyWarps * problem.multiprocessors) {
       run(Deep{}, (problem.queries - 1) / Deep::kTeams + 1);
     } else if (problem.queries == problem.positions && levels.shapes == nullptr &&
-               Wide::kTeams > kTileWidth) {
+               Wide::kTileHeight > 1) {
       int blocks = 0;
       for (int l = 0; l < levels.count; ++l) {
-        blocks += tiles(levels.level[l], Wide::kTeams / kTileWidth);
+        blocks += tiles(levels.level[l], Wide::kTileHeight);
       }
       params.tiled = true;
       run(Wide{}, blocks);
