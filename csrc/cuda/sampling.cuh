@@ -95,7 +95,7 @@ struct References {
   const O* points;      // (N, Q, M, K, 2): sampling offsets.
   const O* weights;     // (N, Q, M, K): attention logits.
   const C* references;  // (N, Q, L, size)
-  int size;             // 2: (x, y), offsets are pixels. 4: (cx, cy, w, h), offsets are half boxes / P.
+  int size;  // 2: (x, y), offsets are pixels. 4: (cx, cy, w, h), offsets are half boxes / P.
 
   // row counts (n, q, l).
   __device__ Frame<C> frame(int64_t row, const Level& level) const {
