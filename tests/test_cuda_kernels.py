@@ -339,6 +339,17 @@ def test_what_is_not_finite_reads_nothing(library, references):
     assert torch.equal(got["weights"][:, 0], torch.zeros_like(got["weights"][:, 0]))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_references_that_are_not_finite_read_nothing(library, bad):
+    case = make_case(channels=32, references=4)
+    case.references[:, 0, :, 2:] = bad
+    output = run(library, case)
+    assert torch.equal(output[:, 0], torch.zeros_like(output[:, 0]))
+    for name, grad in run(library, case, gradient_like(case)).items():
+        if name != "value":
+            assert torch.equal(grad[:, 0], torch.zeros_like(grad[:, 0])), name
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_only_the_footprint_is_read(library, poison):
     """Every position is poisoned but the corners of the samples; some samples are outside."""
@@ -379,6 +390,9 @@ def test_strides_and_alignment(library, dtype):
     for view in (
         packed[..., channels : 2 * channels],
         packed[..., 1 : channels + 1],
+        torch.randn(images, positions, heads * channels + 1)
+        .to(dtype)[..., :-1]
+        .unflatten(2, (heads, channels)),
         heads_first,
         shifted.copy_(case.value),
         case.value[:1].expand(images, -1, -1, -1),

@@ -278,12 +278,21 @@ inline int __all_sync(unsigned, int predicate) {
 // ---- Memory and arithmetic
 
 template <typename T>
+void check_alignment(const T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) {
+    emulation::die("misaligned access");
+  }
+}
+
+template <typename T>
 T __ldg(const T* source) {
+  check_alignment(source);
   return *source;
 }
 
 template <typename T>
 void atomicAdd(T* target, T number) {
+  check_alignment(target);
   if constexpr (std::is_same_v<T, float4>) {
     *target = {target->x + number.x, target->y + number.y, target->z + number.z,
                target->w + number.w};
