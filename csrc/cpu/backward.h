@@ -60,7 +60,7 @@ struct SampleBlock {
   CellBlock<C> cells;
   const C* g[kBlock];  // gradient of the output that a sample belongs to
   alignas(64) C dots[kBlock][4];
-  alignas(64) C grad_xy[kBlock][2], grad_attention[kBlock];
+  alignas(64) C grad_xy[2 * kBlock], grad_attention[kBlock];
 
   template <bool kCompact, int kVectors>
   void visit(const Map<C>& map, int64_t count, int64_t vectors) {
@@ -83,8 +83,8 @@ struct SampleBlock {
       const C top = dots[i][0] + cells.fx[i] * upper, bottom = dots[i][2] + cells.fx[i] * lower;
       const bool in = cells.inside[i] != 0;
       grad_attention[i] = in ? top + cells.fy[i] * (bottom - top) : C(0);
-      grad_xy[i][0] = in ? cells.attention[i] * (upper + cells.fy[i] * (lower - upper)) : C(0);
-      grad_xy[i][1] = in ? cells.attention[i] * (left + cells.fx[i] * (right - left)) : C(0);
+      grad_xy[2 * i] = in ? cells.attention[i] * (upper + cells.fy[i] * (lower - upper)) : C(0);
+      grad_xy[2 * i + 1] = in ? cells.attention[i] * (left + cells.fx[i] * (right - left)) : C(0);
     }
   }
 };
@@ -200,7 +200,7 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
       block.finish();
       for (int64_t q = 0; q < queries; ++q) {
         const int64_t sample = ((image * p.queries + query + q) * p.heads + head) * p.samples + k;
-        const C* by_pixel = block.grad_xy[q * samples];
+        const C* by_pixel = block.grad_xy + 2 * q * samples;
         // With references finish() does the rest; by location a pixel is as wide as the level.
         for (int64_t i = 0; i < 2 * count; ++i)
           grad_points[2 * sample + i] = p.references ? by_pixel[i] : by_pixel[i] * step[2 * k + i];
