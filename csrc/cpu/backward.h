@@ -147,6 +147,12 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
     }
   }
 
+  const auto visit = !compact       ? &SampleBlock<C>::template visit<false, 0>
+                     : vectors == 1 ? &SampleBlock<C>::template visit<true, 1>
+                     : vectors == 2 ? &SampleBlock<C>::template visit<true, 2>
+                     : vectors == 4 ? &SampleBlock<C>::template visit<true, 4>
+                                    : &SampleBlock<C>::template visit<true, 0>;
+
   // Gradients of the output as they are, or converted and padded.
   const bool as_is = std::is_same_v<T, C> && p.channels == padded;
   C* g_rows = as_is ? nullptr : scratch.take<C>(block_queries * padded);
@@ -190,13 +196,7 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
       }
       const int64_t filled = (queries - 1) * samples + count;
       block.cells.find(map.outside);
-      switch (compact ? vectors : -1) {
-        case 1: block.template visit<true, 1>(map, filled, vectors); break;
-        case 2: block.template visit<true, 2>(map, filled, vectors); break;
-        case 4: block.template visit<true, 4>(map, filled, vectors); break;
-        case -1: block.template visit<false, 0>(map, filled, vectors); break;
-        default: block.template visit<true, 0>(map, filled, vectors);
-      }
+      (block.*visit)(map, filled, vectors);
       block.finish();
       for (int64_t q = 0; q < queries; ++q) {
         const int64_t sample = ((image * p.queries + query + q) * p.heads + head) * p.samples + k;
