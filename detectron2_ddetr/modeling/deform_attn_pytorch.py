@@ -98,12 +98,14 @@ def gather_backward(
     the dot products <g, v_k>. The first is that of `grid_sample`, which scatters without sorting.
     """
     if attention.numel() == 0 or value.numel() == 0:
-        return tuple(torch.zeros_like(x).contiguous() for x in (value, locations, attention))
+        return tuple(x.new_zeros(x.shape) for x in (value, locations, attention))
     num_images, num_queries, num_heads = attention.shape[:3]
     dtype = locations.dtype
     grad_output = grad_output.to(dtype).reshape(num_images, num_queries, num_heads, -1)
     rows = _rows(value, dtype)
-    grad_locations, grad_attention = torch.empty_like(locations), torch.empty_like(attention)
+    # Contiguous, as compilers were told.
+    grad_locations = locations.new_empty(locations.shape)
+    grad_attention = attention.new_empty(attention.shape)
     for image, queries in _chunks(locations):
         cells = _Cells(value, sizes, level_points, image, locations[image, queries])
         dots = _dot_products(
