@@ -307,8 +307,11 @@ class DeformableTransformer(nn.Module):
             score_tokens: the heads of the encoder, for two-stage models.
         """
         num_images = memory.tokens.shape[0]
+        # Contiguous: rows of 2C look to torch.export like C times an example batch of two, which it
+        # then makes a condition of the program.
         query_pos, content = (
-            half[None].expand(num_images, -1, -1) for half in query_embed.split(self.d_model, dim=1)
+            half.contiguous()[None].expand(num_images, -1, -1)
+            for half in query_embed.split(self.d_model, dim=1)
         )
         # float32 under autocast: a reference must not be rounded to 16 bits.
         reference_points = self.reference_points(query_pos).float().sigmoid()
