@@ -1,5 +1,5 @@
-// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines; shapes and
-// dtypes have been checked there. Stable ABI only, so that one binary serves many torch versions.
+// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines. What does not
+// fit has been refused there, with a message; here only so that nothing foreign is read. Stable ABI only, so that one binary serves many torch versions.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -106,6 +106,14 @@ struct Call {
     problem.queries = points.size(1), problem.samples = sample;
     problem.levels = levels.size(), problem.level = levels.data();
     problem.value_type = dtype_of(value), problem.point_type = dtype_of(points);
+    const int64_t count = pairs() * sample;
+    STD_TORCH_CHECK(points.size(0) == value.size(0) && points.size(2) == value.size(2) &&
+                        points.numel() == 2 * count && weights.numel() == count,
+                    "ms_deform_attn: points and weights do not have the sizes of value and levels");
+    STD_TORCH_CHECK(points.scalar_type() == weights.scalar_type() &&
+                        (points.scalar_type() == sum_type() ||
+                         points.scalar_type() == value.scalar_type()),
+                    "ms_deform_attn: dtypes of points and weights do not go with that of value");
     problem.value = value.const_data_ptr();
     for (int i = 0; i < 3; ++i) problem.value_strides[i] = value.stride(i);
     problem.points = points.const_data_ptr(), problem.weights = weights.const_data_ptr();
@@ -117,6 +125,15 @@ struct Call {
   int64_t queries() const { return problem.images * problem.queries; }
   ScalarType sum_type() const {
     return problem.value_type == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+  }
+  void check_plain() const {
+    STD_TORCH_CHECK(points.scalar_type() == sum_type(),
+                    "ms_deform_attn: locations must be float32, or float64 for float64 values");
+  }
+  void check_output_gradient(const Tensor& grad) const {
+    STD_TORCH_CHECK(grad.scalar_type() == value.scalar_type() &&
+                        grad.numel() == pairs() * problem.channels,
+                    "ms_deform_attn: the gradient of the output is not like the output");
   }
   Tensor sums(std::vector<int64_t> sizes) const {
     return torch::stable::new_empty(value, sizes, sum_type());
@@ -156,8 +173,10 @@ Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0});
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& sampling_locations, const Tensor& attention_weights) {
   const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
-  return Call(value, read_shapes(spatial_shapes), points, sampling_locations, attention_weights)
-      .forward();
+  const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
+                  attention_weights);
+  call.check_plain();
+  return call.forward();
 }
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
@@ -167,6 +186,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
   const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
                   attention_weights);
+  call.check_plain();
+  call.check_output_gradient(grad_output);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   Tensor grad_value =
@@ -191,6 +212,12 @@ Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes,
                 const std::vector<int64_t>& level_points, const Tensor& references,
                 const Tensor& sampling_offsets, const Tensor& attention_logits) {
   Call call(value, level_shapes, level_points, sampling_offsets, attention_logits);
+  STD_TORCH_CHECK(references.scalar_type() == call.sum_type() &&
+                      references.size(0) == value.size(0) &&
+                      references.size(1) == sampling_offsets.size(1) &&
+                      references.size(2) == call.problem.levels &&
+                      (references.size(3) == 2 || references.size(3) == 4),
+                  "ms_deform_attn: references do not have the sizes or the dtype that go with value");
   call.problem.references = references.const_data_ptr();
   call.problem.reference_size = references.size(3);
   return call;
@@ -213,6 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   const Tensor references = torch::stable::contiguous(reference_points);
   const Call call = fused_call(value, level_shapes, level_points, references, sampling_offsets,
                                attention_logits);
+  call.check_output_gradient(grad_output);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   const std::vector<int64_t> offset_sizes = {p.images, p.queries, p.heads, p.samples, 2};
