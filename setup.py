@@ -102,16 +102,17 @@ def cuda_extension(extension):
         raise NotBuilt("DDETR_CUDA=0 left it out")
     if import_torch().version.cuda is None:
         raise NotBuilt("this torch is built without CUDA")
-    home = os.environ["CUDA_HOME"] = find_cuda_home()  # before cpp_extension looks for it
+    home = find_cuda_home()
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(f"{home}/bin/nvcc"))
     # The static runtime needs nothing but a driver, whichever CUDA torch comes with.
     runtime = [path for path in Path(home).glob("lib*/libcudart_static.a")]
     if not runtime:
         raise NotBuilt(f"{home} has no libcudart_static.a")
-    from torch.utils.cpp_extension import CUDAExtension
+    from torch.utils import cpp_extension
 
+    cpp_extension.CUDA_HOME = home  # it takes any script called nvcc for the toolkit
     flags = {"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS}
-    built = CUDAExtension(
+    built = cpp_extension.CUDAExtension(
         extension.name, extension.sources, py_limited_api=True, extra_compile_args=flags
     )
     built.libraries = [name for name in built.libraries if name != "cudart"]

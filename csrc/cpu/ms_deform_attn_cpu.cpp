@@ -1,5 +1,5 @@
-// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines. What does not
-// fit has been refused there, with a message; here only so that nothing foreign is read. Stable ABI only, so that one binary serves many torch versions.
+// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines.
+// Stable ABI only, so that one binary serves many versions of torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "problem.h"
 
 namespace ddetr {
@@ -88,7 +89,8 @@ struct Call {
   Problem problem{};
 
   Call(const Tensor& value_, const std::vector<int64_t>& shapes,
-       const std::vector<int64_t>& level_points, const Tensor& points_, const Tensor& weights_)
+       const std::vector<int64_t>& level_points, const Tensor& points_, const Tensor& weights_,
+       bool fused)
       : value(value_.stride(3) == 1 || value_.size(3) == 1 ? value_
                                                            : torch::stable::contiguous(value_)),
         points(torch::stable::contiguous(points_)),
@@ -101,19 +103,12 @@ struct Call {
     }
     STD_TORCH_CHECK(start == value.size(1), "spatial_shapes cover ", start,
                     " positions but value has ", value.size(1));
+    check_samples(value, sample, points, weights, fused);
     problem.images = value.size(0), problem.positions = value.size(1);
     problem.heads = value.size(2), problem.channels = value.size(3);
     problem.queries = points.size(1), problem.samples = sample;
     problem.levels = levels.size(), problem.level = levels.data();
     problem.value_type = dtype_of(value), problem.point_type = dtype_of(points);
-    const int64_t count = pairs() * sample;
-    STD_TORCH_CHECK(points.size(0) == value.size(0) && points.size(2) == value.size(2) &&
-                        points.numel() == 2 * count && weights.numel() == count,
-                    "ms_deform_attn: points and weights do not have the sizes of value and levels");
-    STD_TORCH_CHECK(points.scalar_type() == weights.scalar_type() &&
-                        (points.scalar_type() == sum_type() ||
-                         points.scalar_type() == value.scalar_type()),
-                    "ms_deform_attn: dtypes of points and weights do not go with that of value");
     problem.value = value.const_data_ptr();
     for (int i = 0; i < 3; ++i) problem.value_strides[i] = value.stride(i);
     problem.points = points.const_data_ptr(), problem.weights = weights.const_data_ptr();
@@ -123,20 +118,8 @@ struct Call {
 
   int64_t pairs() const { return problem.images * problem.queries * problem.heads; }
   int64_t queries() const { return problem.images * problem.queries; }
-  ScalarType sum_type() const {
-    return problem.value_type == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-  }
-  void check_plain() const {
-    STD_TORCH_CHECK(points.scalar_type() == sum_type(),
-                    "ms_deform_attn: locations must be float32, or float64 for float64 values");
-  }
-  void check_output_gradient(const Tensor& grad) const {
-    STD_TORCH_CHECK(grad.scalar_type() == value.scalar_type() &&
-                        grad.numel() == pairs() * problem.channels,
-                    "ms_deform_attn: the gradient of the output is not like the output");
-  }
   Tensor sums(std::vector<int64_t> sizes) const {
-    return torch::stable::new_empty(value, sizes, sum_type());
+    return torch::stable::new_empty(value, sizes, sum_type(value));
   }
 
   Tensor forward() const {
@@ -174,8 +157,7 @@ Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& sampling_locations, const Tensor& attention_weights) {
   const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
   const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
-                  attention_weights);
-  call.check_plain();
+                  attention_weights, /*fused=*/false);
   return call.forward();
 }
 
@@ -185,9 +167,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     bool needs_locations, bool needs_weights, bool /*always deterministic*/) {
   const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
   const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
-                  attention_weights);
-  call.check_plain();
-  call.check_output_gradient(grad_output);
+                  attention_weights, /*fused=*/false);
+  check_grad_output(grad_output, value, call.points);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   Tensor grad_value =
@@ -211,13 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
 Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes,
                 const std::vector<int64_t>& level_points, const Tensor& references,
                 const Tensor& sampling_offsets, const Tensor& attention_logits) {
-  Call call(value, level_shapes, level_points, sampling_offsets, attention_logits);
-  STD_TORCH_CHECK(references.scalar_type() == call.sum_type() &&
-                      references.size(0) == value.size(0) &&
-                      references.size(1) == sampling_offsets.size(1) &&
-                      references.size(2) == call.problem.levels &&
-                      (references.size(3) == 2 || references.size(3) == 4),
-                  "ms_deform_attn: references do not have the sizes or the dtype that go with value");
+  Call call(value, level_shapes, level_points, sampling_offsets, attention_logits, true);
+  check_references(value, call.problem.levels, call.points, references);
   call.problem.references = references.const_data_ptr();
   call.problem.reference_size = references.size(3);
   return call;
@@ -240,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   const Tensor references = torch::stable::contiguous(reference_points);
   const Call call = fused_call(value, level_shapes, level_points, references, sampling_offsets,
                                attention_logits);
-  call.check_output_gradient(grad_output);
+  check_grad_output(grad_output, value, call.points);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   const std::vector<int64_t> offset_sizes = {p.images, p.queries, p.heads, p.samples, 2};
@@ -253,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
                                ? torch::stable::new_empty(references, references.sizes())
                                : nothing(references);
   // In 16 bits sums need memory of their own; otherwise results overwrite them.
-  const bool same = sampling_offsets.scalar_type() == call.sum_type();
+  const bool same = sampling_offsets.scalar_type() == sum_type(value);
   const Tensor attention = call.sums(logit_sizes);
   const Tensor sample_points = same ? grad_offsets : call.sums(offset_sizes);
   const Tensor sample_attention = same ? grad_logits : call.sums(logit_sizes);

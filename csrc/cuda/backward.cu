@@ -32,7 +32,7 @@ void launch_backward(const Problem& problem, const Source& source, const Tensor&
                      const Tensor& grad_output, const Gradients& gradients) {
   using Input = typename Source::Input;
   using Item = typename Sum::Item;
-  const ScalarType compute = compute_type(value.scalar_type());
+  const ScalarType compute = sum_type(value);
   Tensor sums = gradients.value, parts = gradients.references, bounds;
   BackwardParams<T, Source, Sum> params = {problem, source};
   params.value = static_cast<const T*>(value.const_data_ptr());
@@ -67,9 +67,10 @@ Gradients run_backward(const Tensor& any_grad_output, const Tensor& any_value,
   const Tensor value = addressable(any_value);
   const Tensor grad_output = torch::stable::contiguous(any_grad_output);
   const Problem problem = make_problem(value, inputs);
+  check_grad_output(grad_output, value, inputs.points);
   const bool empty = is_empty(value, problem);
   const bool sums_in_place =
-      !deterministic && value.scalar_type() == compute_type(value.scalar_type());
+      !deterministic && value.scalar_type() == sum_type(value);
   const Gradients gradients = {
       make_gradient(value, needs.value, empty || sums_in_place),
       make_gradient(inputs.references.value_or(value), needs.references, empty),

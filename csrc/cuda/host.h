@@ -9,16 +9,13 @@
 #include <optional>
 #include <vector>
 
+#include "../checks.h"
 #include "sampling.cuh"
 
 namespace ddetr {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr ScalarType compute_type(ScalarType type) {
-  return type == ScalarType::Double ? type : ScalarType::Float;
-}
 
 inline Stream current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -117,6 +114,11 @@ inline Problem make_problem(const Tensor& value, const Inputs& inputs) {
   problem.levels = inputs.levels;
   for (int l = 0; l < inputs.levels.count; ++l) {
     problem.samples += inputs.levels.level[l].points;
+  }
+  check_samples(value, problem.samples, inputs.points, inputs.weights,
+                inputs.references.has_value());
+  if (inputs.references) {
+    check_references(value, inputs.levels.count, inputs.points, *inputs.references);
   }
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&problem.multiprocessors, cudaDevAttrMultiProcessorCount,
                                         value.get_device_index()));
