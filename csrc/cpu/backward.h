@@ -89,13 +89,6 @@ struct SampleBlock {
   }
 };
 
-// Heads lie between the samples of two queries, at distances that no hardware prefetcher follows.
-constexpr int64_t kPrefetchQueries = 8;
-
-inline void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
-
 template <class T, class O>
 void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t head,
               int64_t first_level, int64_t last_level) {

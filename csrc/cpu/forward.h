@@ -1,5 +1,5 @@
 // Forward: for each (image, query, head), list the cells to read, then add them up channel by
-// channel. Heads are innermost, so that neighbouring lines of the value are read together.
+// channel.
 #pragma once
 
 #include "geometry.h"
@@ -87,7 +87,8 @@ inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t str
 }
 
 template <class T, class O>
-void forward(const Problem& p, void* output, int64_t first_pair, int64_t last_pair) {
+void forward(const Problem& p, void* output, int64_t first_query, int64_t last_query,
+             int64_t first_head, int64_t last_head) {
   using C = Sum<T>;
   Scratch scratch;
   PixelMap<C> map(p, scratch);
@@ -103,17 +104,13 @@ void forward(const Problem& p, void* output, int64_t first_pair, int64_t last_pa
       blocks[k / kBlock].set_level(k % kBlock, level, level.start);
   }
 
-  for (int64_t pair = first_pair; pair < last_pair; ++pair) {
-    const int64_t query = pair / p.heads, head = pair % p.heads, image = query / p.queries;
-    const C* attention;
+  const auto pair_forward = [&](int64_t image, int64_t pair, int64_t head) {
+    const O* points = static_cast<const O*>(p.points) + 2 * pair * p.samples;
+    const C* attention = static_cast<const C*>(p.weights) + pair * p.samples;
     if (p.references) {
-      if (pair == first_pair || head == 0) map.set_query(query);
       softmax(static_cast<const O*>(p.weights) + pair * p.samples, p.samples, probabilities);
       attention = probabilities;
-    } else {
-      attention = static_cast<const C*>(p.weights) + pair * p.samples;
     }
-    const O* points = static_cast<const O*>(p.points) + 2 * pair * p.samples;
     cells.count = 0;
     for (int64_t k = 0; k < p.samples; k += kBlock) {
       CellBlock<C>& block = blocks[k / kBlock];
@@ -127,6 +124,22 @@ void forward(const Problem& p, void* output, int64_t first_pair, int64_t last_pa
         static_cast<const T*>(p.value) + image * p.value_strides[0] + head * p.value_strides[2];
     weighted_sum(cells, value, p.value_strides[1], p.channels,
                  static_cast<T*>(output) + pair * p.channels);
+  };
+  const bool all_heads = last_head - first_head == p.heads;
+  for (int64_t query = first_query; query < last_query; ++query) {
+    if (p.references) map.set_query(query);
+    for (int64_t head = first_head; head < last_head; ++head) {
+      const int64_t pair = query * p.heads + head, ahead = pair + kPrefetchQueries * p.heads;
+      if (!all_heads && query + kPrefetchQueries < last_query) {
+        const int64_t weight_bytes = p.references ? sizeof(O) : sizeof(C);
+        prefetch(static_cast<const O*>(p.points) + 2 * ahead * p.samples,
+                 2 * p.samples * sizeof(O));
+        prefetch(static_cast<const char*>(p.weights) + ahead * p.samples * weight_bytes,
+                 p.samples * weight_bytes);
+        prefetch(static_cast<const T*>(output) + ahead * p.channels, p.channels * sizeof(T));
+      }
+      pair_forward(query / p.queries, pair, head);
+    }
   }
 }
 

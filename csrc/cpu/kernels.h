@@ -26,8 +26,11 @@ inline void with_types(const Problem& p, Run run) {
   }
 }
 
-void run_forward(const Problem& p, void* output, int64_t first, int64_t last) {
-  with_types(p, [&](auto t, auto o) { forward<decltype(t), decltype(o)>(p, output, first, last); });
+void run_forward(const Problem& p, void* output, int64_t first_query, int64_t last_query,
+                 int64_t first_head, int64_t last_head) {
+  with_types(p, [&](auto t, auto o) {
+    forward<decltype(t), decltype(o)>(p, output, first_query, last_query, first_head, last_head);
+  });
 }
 
 void run_softmax(const Problem& p, void* attention, int64_t first, int64_t last) {

@@ -79,7 +79,7 @@ void for_parts(int64_t count, int64_t part, const F& f) {
   STD_TORCH_CHECK(!out_of_memory, "ms_deform_attn: not enough memory for its temporary maps");
 }
 
-constexpr int64_t kPairsPerPart = 256, kQueriesPerPart = 32;
+constexpr int64_t kPairsPerPart = 256, kQueriesPerPart = 32, kPositionsPerPart = 1024;
 
 // A problem together with what its pointers point to.
 struct Call {
@@ -126,9 +126,36 @@ struct Call {
     const Problem& p = problem;
     Tensor output =
         torch::stable::new_empty(value, {p.images, p.queries, p.heads * p.channels});
-    for_parts(pairs(), kPairsPerPart, [&](int64_t first, int64_t last) {
-      kernels.forward(p, output.mutable_data_ptr(), first, last);
-    });
+    char* const out = static_cast<char*>(output.mutable_data_ptr());
+    if (p.heads == 1 || p.queries * p.samples < p.positions) {
+      for_parts(queries(), kQueriesPerPart, [&](int64_t first, int64_t last) {
+        kernels.forward(p, out, first, last, 0, p.heads);
+      });
+      return output;
+    }
+    // Many samples: head by head, from a copy. What the queries of a row and the next read of one
+    // head fits into the cache of a core; of all heads, or with the others between, it would not.
+    const int64_t row = p.channels * value.element_size();
+    Tensor head_map = torch::stable::new_empty(value, {p.positions, p.channels});
+    char* const map = static_cast<char*>(head_map.mutable_data_ptr());
+    Problem one = p;
+    one.value = map;
+    one.value_strides[0] = one.value_strides[2] = 0, one.value_strides[1] = p.channels;
+    for (int64_t image = 0; image < p.images; ++image) {
+      for (int64_t head = 0; head < p.heads; ++head) {
+        const char* from = static_cast<const char*>(p.value) +
+                           (image * p.value_strides[0] + head * p.value_strides[2]) *
+                               value.element_size();
+        for_parts(p.positions, kPositionsPerPart, [&](int64_t first, int64_t last) {
+          for (int64_t i = first; i < last; ++i)
+            std::memcpy(map + i * row, from + i * p.value_strides[1] * value.element_size(), row);
+        });
+        for_parts(p.queries, kQueriesPerPart, [&](int64_t first, int64_t last) {
+          const int64_t query = image * p.queries;
+          kernels.forward(one, out, query + first, query + last, head, head + 1);
+        });
+      }
+    }
     return output;
   }
 

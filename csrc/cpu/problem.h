@@ -51,7 +51,9 @@ struct Gradients {
 // One table per instruction set. Pairs are (N, Q, M), queries (N, Q), flattened.
 struct Kernels {
   const char* name;
-  void (*forward)(const Problem&, void* output, int64_t first_pair, int64_t last_pair);
+  // Queries are (N, Q), flattened; their outputs are written for a range of heads.
+  void (*forward)(const Problem&, void* output, int64_t first_query, int64_t last_query,
+                  int64_t first_head, int64_t last_head);
   void (*softmax)(const Problem&, void* attention, int64_t first_pair, int64_t last_pair);
   // One image, head and range of levels owns its part of every gradient: there are no races, and
   // how levels are grouped changes no result.
