@@ -41,6 +41,21 @@ struct Cells {
   }
 };
 
+// sum += weight * from[0 .. kVectors * lanes).
+template <int kVectors, class T>
+inline void add(Sum<T> weight, const T* from, Vector<Sum<T>>* sum) {
+  constexpr int lanes = Lanes<Sum<T>>::count;
+  if constexpr (kVectors == 1) {
+    sum[0] += weight * load(from);
+  } else {
+    for (int v = 0; v < kVectors; v += 2) {
+      Vector<Sum<T>> a, b;
+      load2(from + v * lanes, a, b);
+      sum[v] += weight * a, sum[v + 1] += weight * b;
+    }
+  }
+}
+
 // out[0 .. kVectors * lanes) = sum_i weight[i] * value[position[i] * stride + ...].
 template <int kVectors, class T>
 inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t stride, T* out) {
@@ -48,21 +63,18 @@ inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t str
   constexpr int chains = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;  // hides the latency of FMA
   Vector<Sum<T>> sum[chains][kVectors] = {};
   int64_t i = 0;
-  for (; i + chains <= cells.count; i += chains) {
-    for (int chain = 0; chain < chains; ++chain) {
-      const T* from = value + cells.position[i + chain] * stride;
-      const Sum<T> weight = cells.weight[i + chain];
-      for (int v = 0; v < kVectors; ++v) sum[chain][v] += weight * load(from + v * lanes);
-    }
-  }
-  for (; i < cells.count; ++i) {
-    const T* from = value + cells.position[i] * stride;
-    for (int v = 0; v < kVectors; ++v) sum[0][v] += cells.weight[i] * load(from + v * lanes);
-  }
-  for (int v = 0; v < kVectors; ++v) {
+  for (; i + chains <= cells.count; i += chains)
+    for (int chain = 0; chain < chains; ++chain)
+      add<kVectors>(cells.weight[i + chain], value + cells.position[i + chain] * stride,
+                    sum[chain]);
+  for (; i < cells.count; ++i)
+    add<kVectors>(cells.weight[i], value + cells.position[i] * stride, sum[0]);
+  for (int v = 0; v < kVectors; ++v)
     for (int chain = 1; chain < chains; ++chain) sum[0][v] += sum[chain][v];
-    store(out + v * lanes, sum[0][v]);
-  }
+  if constexpr (kVectors == 1)
+    store(out, sum[0][0]);
+  else
+    for (int v = 0; v < kVectors; v += 2) store2(out + v * lanes, sum[0][v], sum[0][v + 1]);
 }
 
 template <class T>

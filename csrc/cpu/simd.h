@@ -75,12 +75,15 @@ inline VectorF load(const BFloat16* p) {
   return (VectorF)(__builtin_convertvector(bits, VectorU) << 16);
 }
 
+// Rounded to nearest even; what counts is in the upper half of each lane.
+inline VectorU round_to_bfloat16(VectorF v) {
+  const VectorU bits = (VectorU)v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return ((VectorU)(v == v) & rounded) | ((VectorU)(v != v) & (bits | 0x400000));  // stays a NaN
+}
+
 inline void store(BFloat16* p, VectorF v) {
-  const VectorU bits = (VectorU)v;
-  const VectorU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest even
-  const VectorU quiet = (bits >> 16) | 0x40;                           // stays a NaN
-  const VectorU result = ((VectorU)(v == v) & rounded) | ((VectorU)(v != v) & quiet);
-  *reinterpret_cast<Unaligned16*>(p) = __builtin_convertvector(result, Vector16);
+  *reinterpret_cast<Unaligned16*>(p) =
+      __builtin_convertvector(round_to_bfloat16(v) >> 16, Vector16);
 }
 
 inline VectorF load(const Half* p) {
@@ -95,6 +98,29 @@ inline VectorF load(const Half* p) {
   const VectorU special = (VectorU)((bits & 0x7c00) == 0x7c00) & 0x7f800000u;
   return (VectorF)((VectorU)magnitude | special | ((bits & 0x8000) << 16));
 #endif
+}
+
+// Two vectors of consecutive elements, in an order that only store2 has to know.
+template <class T>
+inline void load2(const T* p, Vector<Sum<T>>& a, Vector<Sum<T>>& b) {
+  a = load(p), b = load(p + Lanes<Sum<T>>::count);
+}
+
+template <class T>
+inline void store2(T* p, Vector<Sum<T>> a, Vector<Sum<T>> b) {
+  store(p, a), store(p + Lanes<Sum<T>>::count, b);
+}
+
+// Even and odd ones: one load, and no element changes its lane.
+inline void load2(const BFloat16* p, VectorF& even, VectorF& odd) {
+  const VectorU bits = load(reinterpret_cast<const uint32_t*>(p));
+  even = (VectorF)(bits << 16), odd = (VectorF)(bits & 0xffff0000u);
+}
+
+inline void store2(BFloat16* p, VectorF even, VectorF odd) {
+  const VectorU bits =
+      (round_to_bfloat16(even) >> 16) | (round_to_bfloat16(odd) & 0xffff0000u);
+  store(reinterpret_cast<uint32_t*>(p), bits);
 }
 
 inline float to_sum(float v) { return v; }
