@@ -113,7 +113,7 @@ struct CellBlock {
 };
 
 // Between the samples of two queries lie those of the other heads, farther than hardware follows.
-constexpr int64_t kPrefetchQueries = 8;
+constexpr int64_t kPrefetchQueries = 4;
 
 inline void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
