@@ -37,7 +37,7 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # NaN is tested for, so -ffast-math is out; errno and floating point traps are not.
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", TORCH_TARGET, "-fvisibility=hidden"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET]
+NVCC_FLAGS = ["-O3", "--threads=4", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET]
 
 
 class NotBuilt(Exception):

@@ -152,7 +152,8 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
   if (!as_is) std::memset(g_rows, 0, block_queries * padded * sizeof(C));
 
   PixelMap<C> pixels(p, scratch);
-  const C *step = pixels.step + 2 * first.first_sample, *base = pixels.base + 2 * first.first_sample;
+  const C* step = pixels.step + 2 * first.first_sample;
+  const C* base = pixels.base + 2 * first.first_sample;
   const T* grad_output = static_cast<const T*>(grads.output);
   const C* attention = static_cast<const C*>(grads.attention) + first.first_sample;
   const O* points = static_cast<const O*>(p.points) + 2 * first.first_sample;

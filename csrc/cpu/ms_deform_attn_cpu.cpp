@@ -1,5 +1,5 @@
-// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines.
-// Stable ABI only, so that one binary serves many versions of torch.
+// The CPU kernels of the operators that detectron2_ddetr/modeling/deform_attn_op.py defines. Stable
+// ABI only, so that one binary serves many versions of torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -97,6 +97,9 @@ struct Call {
         weights(torch::stable::contiguous(weights_)) {
     int64_t start = 0, sample = 0;
     for (size_t l = 0; l < level_points.size(); ++l) {
+      STD_TORCH_CHECK(shapes[2 * l] >= 0 && shapes[2 * l + 1] >= 0,
+                      "spatial_shapes must not be negative, got (", shapes[2 * l], ", ",
+                      shapes[2 * l + 1], ")");
       levels.push_back({shapes[2 * l], shapes[2 * l + 1], start, level_points[l], sample});
       start += shapes[2 * l] * shapes[2 * l + 1];
       sample += level_points[l];

@@ -41,7 +41,7 @@ struct Gradients {
   const void* output;      // T, (N, Q, M, D), contiguous: what comes in
   const void* attention;   // C, (N, Q, M, K): weights, or softmax of the logits
   void* value;             // T, (N, S, M, D), contiguous; written completely
-  void* sample_points;     // C, (N, Q, M, K, 2): by location, or by pixel where there are references
+  void* sample_points;     // C, (N, Q, M, K, 2): by location; with references by pixel
   void* sample_attention;  // C, (N, Q, M, K)
   void* points;            // O, (N, Q, M, K, 2), with references only; may be sample_points
   void* logits;            // O, (N, Q, M, K), with references only; may be sample_attention

@@ -183,8 +183,8 @@ def _check_fused_shapes(
         )
     if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
         raise ValueError(
-            f"points_per_level must give one number, at least 1, for each of {len(shapes)} levels, "
-            f"got {list(level_points)}"
+            f"points_per_level must give 1 or more for each of {len(shapes)} "
+            f"levels, got {list(level_points)}"
         )
     num_images, num_queries, num_levels = references.shape[:3]
     expected = (value.shape[0], num_queries, value.shape[2], sum(level_points))
@@ -299,8 +299,9 @@ def _ms_deform_attn_fused_backward(
     )
 
 
-#: For ``torch.export``: ``program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)`` writes the operator
-#: with `grid_sample`, for runtimes that know no other.
+#: For ``torch.export``: ``program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)`` writes the fused
+#: operator with `grid_sample`, for runtimes that know no other. (The sizes that the other entry
+#: takes as a tensor are not known to an exporter.)
 GRID_SAMPLE_DECOMPOSITIONS = {}
 
 

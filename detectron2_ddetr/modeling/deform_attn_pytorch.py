@@ -1,9 +1,9 @@
 """
 Multi-scale deformable attention in PyTorch alone, twice.
 
-:func:`gather_forward` and :func:`gather_backward` stand in where no kernel is compiled for a device.
-:func:`ms_deform_attn_grid_sample` is the plain form: the reference of the tests, and what an exporter
-writes that knows `grid_sample` but no custom operator.
+:func:`gather_forward` and :func:`gather_backward` stand in where no kernel is compiled for a
+device. :func:`ms_deform_attn_grid_sample` is the plain form: the reference of the tests, and what
+an exporter writes that knows `grid_sample` but no custom operator.
 
 All functions here but the last take samples level after level: K is the sum of `level_points`, P of
 each level, and `sizes` are (H_l, W_l) of each level.
