@@ -178,8 +178,8 @@ def _check_fused_shapes(
 ) -> None:
     if references.dim() != 4 or references.shape[3] not in (2, 4):
         raise ValueError(
-            "reference_points must be (N, Q, L, R) and end in 2 numbers (x, y) or 4 (cx, cy, w, h), "
-            f"got shape {tuple(references.shape)}"
+            "reference_points must be (N, Q, L, R) and end in 2 numbers (x, y) or 4 (cx, cy, w, "
+            f"h), got shape {tuple(references.shape)}"
         )
     if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
         raise ValueError(
