@@ -142,7 +142,7 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
     if (p.references) map.set_query(query);
     for (int64_t head = first_head; head < last_head; ++head) {
       const int64_t pair = query * p.heads + head, ahead = pair + kPrefetchQueries * p.heads;
-      if (!all_heads && query + kPrefetchQueries < last_query) {
+      if (!all_heads && query + kPrefetchQueries < p.images * p.queries) {
         const int64_t weight_bytes = p.references ? sizeof(O) : sizeof(C);
         prefetch(static_cast<const O*>(p.points) + 2 * ahead * p.samples,
                  2 * p.samples * sizeof(O));

@@ -79,7 +79,8 @@ void for_parts(int64_t count, int64_t part, const F& f) {
   STD_TORCH_CHECK(!out_of_memory, "ms_deform_attn: not enough memory for its temporary maps");
 }
 
-constexpr int64_t kPairsPerPart = 256, kQueriesPerPart = 32, kPositionsPerPart = 1024;
+// Large enough that what a kernel prepares once does not count.
+constexpr int64_t kPairsPerPart = 512, kQueriesPerPart = 32, kPositionsPerPart = 1024;
 
 // A problem together with what its pointers point to.
 struct Call {
@@ -153,7 +154,7 @@ struct Call {
           for (int64_t i = first; i < last; ++i)
             std::memcpy(map + i * row, from + i * p.value_strides[1] * value.element_size(), row);
         });
-        for_parts(p.queries, kQueriesPerPart, [&](int64_t first, int64_t last) {
+        for_parts(p.queries, kPairsPerPart, [&](int64_t first, int64_t last) {
           const int64_t query = image * p.queries;
           kernels.forward(one, out, query + first, query + last, head, head + 1);
         });
