@@ -183,8 +183,8 @@ def _check_fused_shapes(
         )
     if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
         raise ValueError(
-            f"points_per_level must give 1 or more for each of {len(shapes)} "
-            f"levels, got {list(level_points)}"
+            "points_per_level must give a number, at least 1, for each of "
+            f"{len(shapes)} levels, got {list(level_points)}"
         )
     num_images, num_queries, num_levels = references.shape[:3]
     expected = (value.shape[0], num_queries, value.shape[2], sum(level_points))
