@@ -187,6 +187,16 @@ def make_problem(
     return Problem(fused, sizes, level_points, tensors)
 
 
+def check_problem(problem, implementation):
+    """The output, and all gradients for a random one of the output, against the reference."""
+    leaves = problem.leaves()
+    with using(implementation):
+        output = problem.call(*leaves)
+        grad_output = torch.rand_like(output)
+        output.backward(grad_output)
+    check_gradients(problem, leaves, grad_output, output)
+
+
 def check_gradients(problem, tensors, grad_output, output, info=""):
     """
     The output, and the gradients of those of `tensors` that have one, against the reference.

@@ -10,7 +10,16 @@ from torch.testing import assert_close
 from detectron2_ddetr.modeling import HAS_CUDA_KERNELS, ms_deform_attn_fused
 from detectron2_ddetr.modeling.deform_attn_op import ms_deform_attn
 
-from .op_cases import NAMES, OPS, SEED, check_gradients, check_random_case, make_problem, using
+from .op_cases import (
+    NAMES,
+    OPS,
+    SEED,
+    check_gradients,
+    check_problem,
+    check_random_case,
+    make_problem,
+    using,
+)
 
 DEVICE = "cuda"
 entries = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
@@ -58,12 +67,7 @@ def test_random_cases(fused, implementation, capsys):
 def test_larger_problem(fused, implementation, dtype):
     """Thousands of samples add up in the same cells."""
     problem = larger_problem(fused, dtype)
-    leaves = problem.leaves()
-    with using(implementation):
-        output = problem.call(*leaves)
-        grad_output = torch.rand_like(output)
-        output.backward(grad_output)
-    check_gradients(problem, leaves, grad_output, output)
+    check_problem(problem, implementation)
 
 
 @needs_kernels

@@ -11,7 +11,12 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detectron2_ddetr.modeling import MSDeformAttn, deform_attn_pytorch, ms_deform_attn_fused
+from detectron2_ddetr.modeling import (
+    MSDeformAttn,
+    deform_attn_pytorch,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+)
 
 from .conftest import ROOT
 from .modeling_cases import ms_deform_attn_loop, randomise
@@ -20,6 +25,7 @@ from .op_cases import (
     OPS,
     SEED,
     check_gradients,
+    check_problem,
     check_random_case,
     coordinate_dtype,
     make_problem,
@@ -82,12 +88,7 @@ def test_many_queries(fused, implementation):
     """More than are gathered at once, and no multiple of that number."""
     queries = 2 * deform_attn_pytorch.CHUNK + 5
     problem = make_problem(fused, [(3, 5), (2, 2)], 2, 2, queries, 2, 3)
-    leaves = problem.leaves()
-    with using(implementation):
-        output = problem.call(*leaves)
-        grad_output = torch.rand_like(output)
-        output.backward(grad_output)
-    check_gradients(problem, leaves, grad_output, output)
+    check_problem(problem, implementation)
 
 
 @both
@@ -594,3 +595,12 @@ def test_in_another_process(method):
                 assert torch.equal(a, b)
     finally:
         torch.set_num_threads(before)
+
+
+@needs_kernels
+def test_negative_sizes_are_refused():
+    """Their product would be a size that fits."""
+    problem = make_problem(False, [(2, 3)], dtype=torch.float32)
+    value, *rest = problem.tensors
+    with pytest.raises(RuntimeError, match=r"negative.*\(-2, -3\)"):
+        ms_deform_attn(value, torch.tensor([(-2, -3)]), *rest)

@@ -48,10 +48,10 @@ struct Gradients {
   void* references;        // C, (N, Q, L, R), or null
 };
 
-// One table per instruction set. Pairs are (N, Q, M), queries (N, Q), flattened.
+// One table per instruction set. Pairs are (N, Q, M) and queries (N, Q), flattened.
 struct Kernels {
   const char* name;
-  // Queries are (N, Q), flattened; their outputs are written for a range of heads.
+  // The outputs of a range of queries, for a range of heads.
   void (*forward)(const Problem&, void* output, int64_t first_query, int64_t last_query,
                   int64_t first_head, int64_t last_head);
   void (*softmax)(const Problem&, void* attention, int64_t first_pair, int64_t last_pair);

@@ -299,12 +299,6 @@ def _ms_deform_attn_fused_backward(
     )
 
 
-#: For ``torch.export``: ``program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)`` writes the fused
-#: operator with `grid_sample`, for runtimes that know no other. (The sizes that the other entry
-#: takes as a tensor are not known to an exporter.)
-GRID_SAMPLE_DECOMPOSITIONS = {}
-
-
 def _decompose_fused(
     value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
 ):
@@ -314,7 +308,10 @@ def _decompose_fused(
     return grid_sample_forward(value, sizes, level_points, locations, attention)
 
 
-GRID_SAMPLE_DECOMPOSITIONS[_ops.ms_deform_attn_fused.default] = _decompose_fused
+#: For ``torch.export``: ``program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)`` writes the fused
+#: operator with `grid_sample`, for runtimes that know no other. (The sizes that the other entry
+#: takes as a tensor are not known to an exporter.)
+GRID_SAMPLE_DECOMPOSITIONS = {_ops.ms_deform_attn_fused.default: _decompose_fused}
 
 
 # Shapes of results, for compilers and exporters.
@@ -326,7 +323,7 @@ def _fake(function):
     return function
 
 
-def _contiguous(like: Tensor, needed: bool = True) -> Tensor:
+def _contiguous(like: Tensor, needed: bool) -> Tensor:
     return like.new_empty(like.shape if needed else 0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+# The function of the same name is found here too, as before it had a module of its own.
 from .deform_attn_op import ms_deform_attn, ms_deform_attn_fused  # noqa: F401
 
 
