@@ -145,7 +145,10 @@ class DeformableDETR(nn.Module):
             * "aux_outputs": one dict with these two keys for each earlier decoder layer.
             * "enc_outputs": (two-stage) the same two keys for all tokens of the encoder.
         """
-        features = self.backbone(images.tensor)
+        pixels = images.tensor
+        if pixels.device.type == "cpu":  # its convolutions are faster channels last: BENCHMARKS.md
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(pixels)
         return self.head([features[name] for name in self.in_features], padding_mask(images))
 
     def prepare_targets(self, gt_instances: list[Instances]) -> list[dict[str, Tensor]]:
