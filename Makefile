@@ -15,13 +15,13 @@ PYTHON ?= $(shell python3 -c '$(HAS_HOME)' && command -v python3 || echo .venv/b
 CONFIG := configs/quick_start.yaml
 OUTPUT := output/quick_start
 
-.PHONY: demo test wheel sanitize environment
+.PHONY: demo test wheel sanitize environment pytest
 
 demo: environment
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 	$(PYTHON) -m detectron2_ddetr.visualize --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 
-test: environment
+test: pytest
 	$(PYTHON) -m pytest -q -rs tests
 
 wheel: environment
@@ -31,7 +31,7 @@ wheel: environment
 # the sanitizers, so their libraries are loaded before it, and its own leaks are not reported.
 SANITIZED := build/sanitized
 FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-sanitize: environment
+sanitize: pytest
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r detectron2_ddetr csrc tests setup.py README.md $(SANITIZED) && rm -f $(SANITIZED)/*/*.so
 	cd $(SANITIZED) && DDETR_CUDA=0 CFLAGS="$(FLAGS)" LDFLAGS="$(FLAGS)" \
@@ -43,9 +43,11 @@ sanitize: environment
 
 # torch first: the kernels are compiled against the one that is there.
 environment: $(filter .venv/bin/python,$(PYTHON))
-	@$(PYTHON) -c 'import importlib.metadata as m; m.version("detectron2_ddetr"), m.version("pytest")' \
-	  2>/dev/null || { $(PYTHON) -m pip install 'torch>=2.10' torchvision \
-	  && $(PYTHON) -m pip install -e '.[test]'; }
+	@$(PYTHON) -c 'import importlib.metadata as m; m.version("detectron2_ddetr")' 2>/dev/null || { \
+	  $(PYTHON) -m pip install 'torch>=2.10' torchvision && $(PYTHON) -m pip install -e .; }
+
+pytest: environment
+	@$(PYTHON) -c 'import pytest' 2>/dev/null || $(PYTHON) -m pip install pytest
 
 .venv/bin/python:
 	python3 -m venv .venv

@@ -157,7 +157,7 @@ def predictions_beside_ground_truth(
     class_names: Sequence[str],
     path: str,
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float = 0.4,
 ) -> None:
     """
     Writes a PNG with one row per image: the ground truth left, the predictions right.
@@ -249,7 +249,7 @@ def _parse_args(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True)
     add_dataset_argument(parser)
     parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST[0]")
-    parser.add_argument("--score-threshold", type=float, default=0.5)
+    parser.add_argument("--score-threshold", type=float, default=0.4)
     parser.add_argument("--output", help="folder of the pictures; default: OUTPUT_DIR")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     return parser.parse_args(args)
