@@ -213,5 +213,4 @@ setup(
         "opencv-python",
         "matplotlib",
     ],
-    extras_require={"test": ["pytest"]},
 )

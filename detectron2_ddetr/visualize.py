@@ -157,7 +157,7 @@ def predictions_beside_ground_truth(
     class_names: Sequence[str],
     path: str,
     *,
-    score_threshold: float = 0.4,
+    score_threshold: float,
 ) -> None:
     """
     Writes a PNG with one row per image: the ground truth left, the predictions right.

@@ -126,6 +126,21 @@ def test_padded_batch_and_mask(divisibility, padded):
     assert torch.equal(padding_mask(images), torch.from_numpy(mask))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_backbone_reads_channels_last_on_a_cpu(training):
+    """The layout alone differs: the features are those of the same numbers channels first."""
+    model = fixed_model(*ONE_BOX).train(training)
+    seen = []
+    model.backbone.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+    images = model.preprocess_image([{"image": image(h, w, seed=h)} for h, w in SIZES])
+    model.network_outputs(images)
+    pixels, features = seen[:2]
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pixels, images.tensor)
+    for name, feature in model.backbone(images.tensor).items():
+        assert_close(features[name], feature)
+
+
 def test_normalisation_equals_the_official_one():
     """Parity A2: torchvision's ToTensor and Normalize."""
     from torchvision.transforms.functional import normalize

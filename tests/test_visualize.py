@@ -86,7 +86,9 @@ def test_mosaic(tmp_path):
         instances.pred_classes = torch.tensor([1, 1])
         images_with_results.append((dataset_dict, instances))
     path = tmp_path / "pictures" / "mosaic.png"
-    predictions_beside_ground_truth(images_with_results, ["cat", "dog"], str(path))
+    predictions_beside_ground_truth(
+        images_with_results, ["cat", "dog"], str(path), score_threshold=0.5
+    )
     mosaic = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     # Panels of 800 x 400 and 400 x 800 (width x height), two in a row, under their captions.
     assert 1600 < mosaic.shape[1] < 1700 and 1200 < mosaic.shape[0] < 1400
@@ -102,7 +104,7 @@ def test_mosaic(tmp_path):
     assert right.max() - 828 == pytest.approx(167, abs=4)
 
     with pytest.raises(ValueError, match="no image to draw"):
-        predictions_beside_ground_truth([], [], str(path))
+        predictions_beside_ground_truth([], [], str(path), score_threshold=0.5)
 
 
 def write_lines(path, *lines):

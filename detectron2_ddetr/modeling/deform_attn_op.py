@@ -145,6 +145,9 @@ def _check_value(value: Tensor) -> None:
 
 
 def _check_positions(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> None:
+    for height, width in spatial_shapes:
+        if height < 0 or width < 0:  # the product of two would be a size that fits
+            raise ValueError(f"spatial_shapes must not be negative, got {(height, width)}")
     positions = sum(height * width for height, width in spatial_shapes)
     if positions != value.shape[1]:
         raise ValueError(
