@@ -19,7 +19,7 @@ OUTPUT := output/quick_start
 
 demo: environment
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
-	$(PYTHON) -m detectron2_ddetr.visualize --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
+	$(PYTHON) -m detectron2_ddetr.visualization.predictions --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 
 test: pytest
 	$(PYTHON) -m pytest -q -rs tests

@@ -13,14 +13,14 @@ On a COCO json of your own, say what to call it, where it is, and how many class
 import argparse
 import logging
 
-from detectron2_ddetr.checkpoint import Checkpointer
-from detectron2_ddetr.coco_json import (
+from detectron2_ddetr.checkpoint.checkpointer import Checkpointer
+from detectron2_ddetr.config import load_config
+from detectron2_ddetr.data.coco_json import (
     add_dataset_argument,
     check_datasets,
     register_coco_json,
 )
-from detectron2_ddetr.config import load_config
-from detectron2_ddetr.engine import Trainer
+from detectron2_ddetr.engine.trainer import Trainer
 from detectron2_ddetr.toolbox import (
     CfgNode,
     comm,

@@ -6,7 +6,7 @@ import warnings
 
 __version__ = "0.1.0"
 
-# `python -m detectron2_ddetr.toolbox` imports that module with the package and runs it once more.
+# `python -m detectron2_ddetr.X` imports module X with the package and runs it once more.
 warnings.filterwarnings("ignore", message="'detectron2_ddetr.*' found in sys.modules")
 
 if importlib.util.find_spec("fvcore"):

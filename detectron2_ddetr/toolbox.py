@@ -3,7 +3,7 @@ Everything this package uses from detectron2, in one place.
 
 With detectron2 installed these are its own objects. Without it, :mod:`.host` supplies stand-ins
 with the same names, signatures and parameter names. No other module imports either of them, so
-this page is the whole dependency. ``python -m detectron2_ddetr.toolbox`` prints what is in use.
+this page is the whole dependency. :mod:`.collect_env` prints which is in use.
 """
 
 import importlib.util
@@ -109,33 +109,3 @@ def describe_toolbox() -> str:
         return f"embedded host, because {why}"
     module = importlib.import_module("detectron2")
     return f"detectron2 {module.__version__} ({os.path.dirname(module.__file__)})"
-
-
-def describe_environment() -> str:
-    """What is in use, as a table: toolbox, versions, devices, operator backend."""
-    import platform
-    from importlib import metadata
-
-    import torch
-
-    from . import __version__
-    from .modeling.extension import describe_backend
-
-    packages = ("torchvision", "fvcore", "scipy", "pycocotools", "opencv-python", "numpy")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    rows = {
-        "detectron2_ddetr": f"{__version__} ({os.path.dirname(__file__)})",
-        "toolbox": describe_toolbox(),
-        "operator": describe_backend(),
-        "python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-        **{name: metadata.version(name) for name in packages},
-        "GPUs": ", ".join(gpus) or "none",
-        "CPU threads": str(torch.get_num_threads()),
-    }
-    indent = "\n" + 18 * " "
-    return "\n".join(f"{k:17s} {v.replace(chr(10), indent)}" for k, v in rows.items())
-
-
-if __name__ == "__main__":
-    print(describe_environment())

@@ -16,8 +16,9 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detectron2_ddetr.modeling import HAS_CPU_KERNELS, deform_attn_op
-from detectron2_ddetr.modeling.deform_attn_op import ms_deform_attn, ms_deform_attn_fused
+from detectron2_ddetr.modeling import HAS_CPU_KERNELS
+from detectron2_ddetr.modeling.ops import ms_deform_attn as definition
+from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
 #: Random tests are repeated with the number that they print.
 SEED = int(os.environ.get("DDETR_TEST_SEED") or random.SystemRandom().getrandbits(32))
@@ -34,7 +35,7 @@ IMPLEMENTATIONS = [pytest.param("compiled", marks=needs_kernels), "pytorch"]
 class _PyTorchKernels(TorchDispatchMode):
     """Sends the operators to the functions that serve devices without a compiled kernel."""
 
-    functions = {getattr(OPS, name).default: getattr(deform_attn_op, f"_{name}") for name in NAMES}
+    functions = {getattr(OPS, name).default: getattr(definition, f"_{name}") for name in NAMES}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.functions.get(func, func)(*args, **(kwargs or {}))

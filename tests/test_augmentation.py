@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2_ddetr.augmentation import (
+from detectron2_ddetr.config import add_deformable_detr_config
+from detectron2_ddetr.data.augmentation import (
     RandomResizedCrop,
     ResizeShortSide,
     build_augmentation,
     resized_shape,
 )
-from detectron2_ddetr.config import add_deformable_detr_config
 from detectron2_ddetr.toolbox import TOOLBOX, T, get_cfg
 
 

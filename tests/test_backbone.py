@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.models import resnet50
 
-from detectron2_ddetr.convert import convert_torchvision_state_dict
+from detectron2_ddetr.checkpoint.torchvision import convert_torchvision_state_dict
 from detectron2_ddetr.toolbox import TOOLBOX, build_backbone, build_model
 
 from .conftest import small_cfg

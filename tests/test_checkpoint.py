@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from detectron2_ddetr import Checkpointer, convert, load_config
-from detectron2_ddetr.checkpoint import load_checkpoint_file, save_atomically
+from detectron2_ddetr import Checkpointer, load_config
+from detectron2_ddetr.checkpoint import official
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file, save_atomically
 from detectron2_ddetr.toolbox import build_model
 
 from .conftest import CONFIGS, ROOT, VARIANTS, small_cfg
@@ -137,7 +138,7 @@ def test_files_run_no_code(tmp_path, name):
     words = ["tensors and plain data only", "system", "state_dict()"]
     check_refused(build(), path, *(["torch.save"] if name.endswith(".pkl") else words))
     with pytest.raises(ValueError):
-        convert.main([path, str(tmp_path / "out.pth")])
+        official.main([path, str(tmp_path / "out.pth")])
     assert not marker.exists() and not (tmp_path / "out.pth").exists()
     if name.endswith(".pkl"):  # the file is dangerous indeed
         with open(path, "rb") as f:
@@ -268,7 +269,7 @@ def test_tensors_that_lack_or_are_too_many_are_named(tmp_path, saved):
 
 def test_official_checkpoints_are_pointed_to_the_converter(tmp_path):
     official_file(tmp_path / "r50.pth", "multi_scale")
-    check_refused(build(), tmp_path / "r50.pth", "python -m detectron2_ddetr.convert")
+    check_refused(build(), tmp_path / "r50.pth", "python -m detectron2_ddetr.checkpoint.official")
 
 
 def test_loading_works_after_a_refusal(saved):
@@ -366,7 +367,7 @@ def test_a_crash_while_tagging_leaves_the_old_tag(tmp_path, monkeypatch):
 KILLED = """
 import os, random, signal, sys, time
 import torch
-from detectron2_ddetr.checkpoint import load_checkpoint_file, save_atomically
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file, save_atomically
 path, rng = sys.argv[1], random.Random(0)
 save_atomically({"i": 0, "x": torch.full((50_000,), 0)}, path)
 found = []

@@ -7,7 +7,7 @@ import logging
 import pytest
 from PIL import Image
 
-from detectron2_ddetr.coco_json import check_coco_json, check_datasets, register_coco_json
+from detectron2_ddetr.data.coco_json import check_coco_json, check_datasets, register_coco_json
 from detectron2_ddetr.toolbox import CfgNode, DatasetCatalog, MetadataCatalog
 
 SOUND = {

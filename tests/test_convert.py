@@ -11,12 +11,9 @@ import torch
 
 from detectron2_ddetr import convert_official_state_dict, load_config
 from detectron2_ddetr.build import build_head
-from detectron2_ddetr.checkpoint import (
-    check_state_dict,
-    load_checkpoint_file,
-    model_state_dict,
-)
-from detectron2_ddetr.convert import COCO_CATEGORY_IDS, conversion_report, main
+from detectron2_ddetr.checkpoint.checkpointer import check_state_dict
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file, model_state_dict
+from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS, conversion_report, main
 from detectron2_ddetr.toolbox import build_model
 
 from . import golden_cases as golden
@@ -195,7 +192,13 @@ def test_command_line(tmp_path):
     """Parity H60: a file with an argparse.Namespace; the result loads into the shipped config."""
     official_file(tmp_path / "official.pth", "two_stage")
     result = subprocess.run(
-        [sys.executable, "-m", "detectron2_ddetr.convert", "official.pth", "converted.pth"],
+        [
+            sys.executable,
+            "-m",
+            "detectron2_ddetr.checkpoint.official",
+            "official.pth",
+            "converted.pth",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,

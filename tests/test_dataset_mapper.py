@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ddetr.augmentation import RandomResizedCrop, ResizeShortSide
 from detectron2_ddetr.config import add_deformable_detr_config
-from detectron2_ddetr.dataset_mapper import DeformableDETRDatasetMapper
+from detectron2_ddetr.data.augmentation import RandomResizedCrop, ResizeShortSide
+from detectron2_ddetr.data.dataset_mapper import DeformableDETRDatasetMapper
 from detectron2_ddetr.toolbox import BoxMode, T, get_cfg
 
 WIDTH, HEIGHT = 80, 60

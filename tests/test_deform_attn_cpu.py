@@ -131,7 +131,7 @@ find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: (
     None if name.startswith("detectron2_ddetr._C") else find_spec(name, package)
 )
-from detectron2_ddetr.modeling import extension
+from detectron2_ddetr.modeling.ops import extension
 assert not extension.HAS_CPU_KERNELS and not extension.HAS_CUDA_KERNELS
 assert "CPU: PyTorch, because" in extension.describe_backend()
 for entry in ("ms_deform_attn", "ms_deform_attn_fused"):

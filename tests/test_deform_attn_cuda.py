@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from detectron2_ddetr.modeling import HAS_CUDA_KERNELS, ms_deform_attn_fused
-from detectron2_ddetr.modeling.deform_attn_op import ms_deform_attn
+from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn
 
 from .op_cases import (
     NAMES,

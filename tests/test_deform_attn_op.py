@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detectron2_ddetr.modeling import (
     MSDeformAttn,
-    deform_attn_pytorch,
     ms_deform_attn_fused,
 )
+from detectron2_ddetr.modeling.ops import ms_deform_attn_pytorch as pytorch_form
 
 from .modeling_cases import ms_deform_attn_loop, randomise
 from .op_cases import (
@@ -41,7 +41,7 @@ def test_random_cases(fused, implementation, capsys, monkeypatch):
     """
     with capsys.disabled():
         print(f"\nDDETR_TEST_SEED={SEED}", end=" ")
-    monkeypatch.setattr(deform_attn_pytorch, "CHUNK", 3)
+    monkeypatch.setattr(pytorch_form, "CHUNK", 3)
     for case in range(1000):
         with using(implementation):
             check_random_case(fused, case)
@@ -80,7 +80,7 @@ def test_gradcheck(implementation, fused, numbers, dim):
 @entries
 def test_many_queries(fused, implementation):
     """More than are gathered at once, and no multiple of that number."""
-    queries = 2 * deform_attn_pytorch.CHUNK + 5
+    queries = 2 * pytorch_form.CHUNK + 5
     problem = make_problem(fused, [(3, 5), (2, 2)], 2, 2, queries, 2, 3)
     check_problem(problem, implementation)
 

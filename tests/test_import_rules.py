@@ -87,10 +87,79 @@ def test_only_the_toolbox_imports_detectron2_or_the_host():
 
 def test_modeling_imports_nothing_above_it():
     allowed = {"torch", "torchvision", "scipy", "numpy", *sys.stdlib_module_names}
-    for path in (PACKAGE / "modeling").glob("*.py"):
+    for path in (PACKAGE / "modeling").rglob("*.py"):
         for line, name in imports(path):
             inside = name.startswith(("detectron2_ddetr.modeling", "detectron2_ddetr._C"))
             assert inside or name.split(".")[0] in allowed, f"{path.name}:{line} {name}"
+
+
+#: The rooms from the ground floor up; a room imports from its own floor's rooms and from below,
+#: unless a circle would come of it. "" stands for the package itself and its public face.
+FLOORS = [
+    {"modeling", "host"},
+    {"toolbox"},
+    {"config", "backbones"},
+    {"build", "collect_env"},
+    {"data", "checkpoint", "meta_arch"},
+    {"engine"},
+    {"visualization"},
+    {"plugin"},
+    {"tools", "train_net"},
+]
+
+
+def room(path):
+    """The room that a source file lies in; None for the face of the package."""
+    if path.is_relative_to(PACKAGE):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        return None if name == "__init__" else name
+    return "tools" if path.parent.name == "tools" else path.stem
+
+
+def imported_rooms(path):
+    """(line, room) of each import of this package, but for what belongs to the package itself."""
+    for line, name in imports(path):
+        parts = name.split(".")
+        if parts[0] == PACKAGE.name and len(parts) > 1 and (PACKAGE / parts[1]).exists():
+            yield line, parts[1]
+        elif parts[0] == PACKAGE.name and len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists():
+            yield line, parts[1]
+
+
+def test_no_arrow_runs_up():
+    """HOUSE 1: who may import whom; every file lies in a room that has a floor."""
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for path in [*SOURCES, ROOT / "train_net.py", *(ROOT / "tools").glob("*.py")]:
+        here = room(path)
+        if here is None:
+            continue
+        assert here in floor, f"{path} lies in no room"
+        for line, there in imported_rooms(path):
+            assert floor[there] <= floor[here], f"{path}:{line} imports {there}, which is above"
+
+
+def test_no_circle():
+    """Neither among the rooms nor among the files."""
+    graphs = {"rooms": {}, "files": {}}
+    for path in SOURCES:
+        here = room(path)
+        if here is None:
+            continue
+        graphs["rooms"].setdefault(here, set()).update(r for _, r in imported_rooms(path))
+        for _, name in imports(path):
+            parts = name.split(".")
+            if parts[0] != PACKAGE.name:
+                continue
+            for depth in (len(parts), len(parts) - 1):  # a module, or a name that is in it
+                there = PACKAGE.parent.joinpath(*parts[:depth]).with_suffix(".py")
+                if there.exists() and there != path:
+                    graphs["files"].setdefault(path, set()).add(there)
+    for graph in graphs.values():
+        left = {name: used - {name} for name, used in graph.items()}
+        while free := [name for name, used in left.items() if not used & set(left)]:
+            for name in free:
+                del left[name]
+        assert not left, f"a circle: {left}"
 
 
 def test_the_host_imports_nothing_of_the_plugin():

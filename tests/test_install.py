@@ -70,7 +70,7 @@ def test_without_a_compiler_the_package_works(tmp_path):
     assert "no-such-compiler" in block and "install this package again" in block
     path, has_kernels, result = run(tmp_path, OPERATOR).split()
     assert path.startswith(str(tmp_path)) and has_kernels == "False" and result == "1.5"
-    toolbox = "import runpy\nrunpy.run_module('detectron2_ddetr.toolbox', run_name='__main__')"
+    toolbox = "import runpy\nrunpy.run_module('detectron2_ddetr.collect_env', run_name='__main__')"
     report = run(tmp_path, toolbox)
     assert "CPU: PyTorch, because" in report and "no-such-compiler" in report
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from detectron2_ddetr.interruption import InterruptionGuard, TrainingInterrupted
+from detectron2_ddetr.engine.interruption import InterruptionGuard, TrainingInterrupted
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detectron2_ddetr import build_optimizer, load_config
-from detectron2_ddetr.solver import FullModelClipAdamW
+from detectron2_ddetr.engine.optimizer import FullModelClipAdamW
 from detectron2_ddetr.toolbox import build_lr_scheduler, build_model
 
 from .conftest import CONFIGS, VARIANTS

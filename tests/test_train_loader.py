@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ddetr import train_loader
 from detectron2_ddetr.config import add_deformable_detr_config
+from detectron2_ddetr.data import train_loader
+from detectron2_ddetr.data.train_loader import EpochShuffle, PositionSampler, build_train_loader
 from detectron2_ddetr.toolbox import BoxMode, DatasetCatalog, MetadataCatalog, get_cfg
-from detectron2_ddetr.train_loader import EpochShuffle, PositionSampler, build_train_loader
 
 NUM_IMAGES = 5
 NAME = "train_loader_test"

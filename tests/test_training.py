@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detectron2_ddetr.checkpoint import load_checkpoint_file
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 
 from .conftest import ROOT
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from detectron2_ddetr.toolbox import Boxes, BoxMode, Instances
-from detectron2_ddetr.training_curves import plot_training_curves, read_metrics
-from detectron2_ddetr.visualize import class_color, draw_boxes, predictions_beside_ground_truth
+from detectron2_ddetr.visualization.curves import plot_training_curves, read_metrics
+from detectron2_ddetr.visualization.drawing import class_color, draw_boxes
+from detectron2_ddetr.visualization.predictions import predictions_beside_ground_truth
 
 
 def test_box_is_outlined_in_the_color_of_its_class():

@@ -35,10 +35,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # measure this clone
 
+from detectron2_ddetr.collect_env import describe_environment  # noqa: E402
 from detectron2_ddetr.config import load_config  # noqa: E402
-from detectron2_ddetr.engine import Trainer  # noqa: E402
-from detectron2_ddetr.toolbox import Boxes, CfgNode, Instances, describe_environment  # noqa: E402
-from detectron2_ddetr.train_loader import build_train_loader  # noqa: E402
+from detectron2_ddetr.data.train_loader import build_train_loader  # noqa: E402
+from detectron2_ddetr.engine.trainer import Trainer  # noqa: E402
+from detectron2_ddetr.toolbox import Boxes, CfgNode, Instances  # noqa: E402
 
 Sides = dict[str, Callable[[], object]]
 PROC = Path("/proc")  # of Linux

@@ -50,16 +50,16 @@ from benchmark import CLOCKS, machine, peak_extra_mib  # tools/benchmark.py
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from detectron2_ddetr.modeling.deform_attn_op import ms_deform_attn, ms_deform_attn_fused
-from detectron2_ddetr.modeling.deform_attn_pytorch import (
+from detectron2_ddetr.collect_env import describe_environment
+from detectron2_ddetr.modeling.memory import cell_centres
+from detectron2_ddetr.modeling.ms_deform_attn import MSDeformAttn
+from detectron2_ddetr.modeling.ops.extension import describe_backend
+from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from detectron2_ddetr.modeling.ops.ms_deform_attn_pytorch import (
     gather_backward,
     gather_forward,
     locations_from_offsets,
 )
-from detectron2_ddetr.modeling.extension import describe_backend
-from detectron2_ddetr.modeling.memory import cell_centres
-from detectron2_ddetr.modeling.ms_deform_attn import MSDeformAttn
-from detectron2_ddetr.toolbox import describe_environment
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 ENTRIES = ("drop-in", "fused")

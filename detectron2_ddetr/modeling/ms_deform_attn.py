@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 # The function of the same name is found here too, as before it had a module of its own.
-from .deform_attn_op import ms_deform_attn, ms_deform_attn_fused  # noqa: F401
+from .ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused  # noqa: F401
 
 
 class MSDeformAttn(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .toolbox import CfgNode, get_default_optimizer_params
+from ..toolbox import CfgNode, get_default_optimizer_params
 
 
 class NonFiniteGradientError(FloatingPointError):

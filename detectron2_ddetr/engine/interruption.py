@@ -8,8 +8,8 @@ import threading
 import torch
 import torch.distributed as dist
 
-from .checkpoint import Checkpointer
-from .toolbox import HookBase, comm
+from ..checkpoint.checkpointer import Checkpointer
+from ..toolbox import HookBase, comm
 
 logger = logging.getLogger(__name__)
 

@@ -1,82 +1,18 @@
-"""Checkpoints: read as data only, checked before anything is overwritten, written atomically."""
+"""The checkpointer: weights are checked before anything is overwritten."""
 
-import argparse
 import glob
 import logging
 import os
-import re
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .toolbox import DetectionCheckpointer
+from ..toolbox import DetectionCheckpointer
+from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
+from .torchvision import convert_torchvision_state_dict
 
 logger = logging.getLogger(__name__)
-
-# Official checkpoints carry the command line they were trained with. It is a plain container;
-# nothing else that is not a tensor or a Python literal is let in.
-_ALLOWED_GLOBALS = [argparse.Namespace]
-
-#: Key of a checkpoint that says whether its model refines boxes layer by layer.
-REFINES = "with_box_refine"
-
-
-def load_checkpoint_file(path: str) -> dict[str, Any]:
-    """
-    Read a `.pth` file without running code from it.
-
-    Raises:
-        ValueError: when the file is damaged, is no checkpoint, or holds objects other than
-            tensors and plain data.
-    """
-    try:
-        with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # random bytes make an unpickler raise almost anything
-        if blocked := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path}: not loaded, because a checkpoint may hold tensors and plain data only, "
-                f"and this one wants to call {blocked[1]}. If you trust its source, load it there "
-                "and save its state_dict() alone"
-            ) from error
-        raise ValueError(
-            f"{path}: not a readable checkpoint, it is damaged or incomplete, or not a file of "
-            f"torch.save ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Copy or download it again, or go back to an earlier checkpoint"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f"{path}: a checkpoint must be a dict, this is a {type(checkpoint).__name__}"
-        )
-    return checkpoint
-
-
-def model_state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
-    """The entry "model" of a checkpoint, or the checkpoint itself where it is a state dict."""
-    state_dict = checkpoint.get("model", checkpoint)
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
-    ):
-        raise ValueError(f"{path}: no checkpoint of a model, its state dict must hold tensors only")
-    return state_dict
-
-
-def save_atomically(data: Any, path: str) -> None:
-    """Write with `torch.save` so that `path` holds either its old content or all of the new."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(data, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -143,8 +79,6 @@ class Checkpointer(DetectionCheckpointer):
         if "model" not in checkpoint:
             checkpoint = {"model": state_dict}
         if "layer1.0.conv1.weight" in state_dict:
-            from .convert import convert_torchvision_state_dict
-
             checkpoint["model"] = convert_torchvision_state_dict(state_dict)
         refines = checkpoint.pop(REFINES, None)
         wants = self.model.head.with_box_refine
@@ -171,7 +105,7 @@ def check_state_dict(
     if "transformer.level_embed" in checkpoint:
         raise ValueError(
             f"{filename}: a checkpoint of the official code. Convert it first: "
-            "python -m detectron2_ddetr.convert OFFICIAL.pth CONVERTED.pth"
+            "python -m detectron2_ddetr.checkpoint.official OFFICIAL.pth CONVERTED.pth"
         )
     wanted = set(model)
     if checkpoint and all(key.startswith("backbone.") for key in checkpoint):

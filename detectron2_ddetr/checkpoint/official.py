@@ -1,8 +1,8 @@
 """
-State dicts of the official code and of torchvision -> state dicts of this package.
+State dicts of the official code -> state dicts of this package.
 
-``python -m detectron2_ddetr.convert official.pth converted.pth`` turns a published checkpoint
-into one that ``MODEL.WEIGHTS`` accepts.
+``python -m detectron2_ddetr.checkpoint.official official.pth converted.pth`` turns a published
+checkpoint into one that ``MODEL.WEIGHTS`` accepts.
 """
 
 import argparse
@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import REFINES, load_checkpoint_file, model_state_dict, save_atomically
-from .modeling.two_stage import OBJECTNESS_CHANNEL
+from ..modeling.two_stage import OBJECTNESS_CHANNEL
+from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
+from .torchvision import torchvision_to_detectron2
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +28,6 @@ _TIED = re.compile(r"^transformer\.decoder\.((?:bbox|class)_embed\..*)$")
 # Left behind by the FLOP counter that the authors ran on their models.
 _LEFTOVER = re.compile(r"(^|\.)total_(params|ops)$")
 _CLASS_HEAD = re.compile(r"^class_embed\.(\d+)\.(weight|bias)$")
-
-
-def torchvision_to_detectron2(key: str) -> str | None:
-    """The name in detectron2's ResNet of a torchvision ResNet key; None for what it lacks."""
-    if key.startswith("fc.") or key.endswith("num_batches_tracked"):
-        return None
-    key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
-    key = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", key)
-    key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-    return re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-
-
-def convert_torchvision_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a torchvision ResNet classifier -> those of `backbone`."""
-    names = {key: torchvision_to_detectron2(key) for key in state_dict}
-    return {f"backbone.{name}": state_dict[key] for key, name in names.items() if name}
 
 
 def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:

@@ -2,7 +2,7 @@
 
 import os
 
-from .toolbox import register_coco_instances
+from ..toolbox import register_coco_instances
 
 
 def register_bccd(root: str) -> None:

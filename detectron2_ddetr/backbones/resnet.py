@@ -1,6 +1,6 @@
 """ResNet with the dilation of torchvision and DETR."""
 
-from .toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, build_resnet_backbone
+from ..toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, build_resnet_backbone
 
 
 @BACKBONE_REGISTRY.register()

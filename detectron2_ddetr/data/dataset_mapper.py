@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable, detection_utils
 from .augmentation import build_augmentation
-from .toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable, detection_utils
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .deform_attn_pytorch import (
+from .ms_deform_attn_pytorch import (
     gather_backward,
     gather_forward,
     grid_sample_forward,

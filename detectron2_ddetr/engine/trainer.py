@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .checkpoint import Checkpointer
-from .dataset_mapper import DeformableDETRDatasetMapper
-from .interruption import InterruptionGuard
-from .solver import build_optimizer
-from .toolbox import (
+from ..checkpoint.checkpointer import Checkpointer
+from ..data.dataset_mapper import DeformableDETRDatasetMapper
+from ..data.train_loader import build_train_loader
+from ..toolbox import (
     CfgNode,
     COCOEvaluator,
     DefaultTrainer,
@@ -23,7 +22,8 @@ from .toolbox import (
     comm,
     hooks,
 )
-from .train_loader import build_train_loader
+from .interruption import InterruptionGuard
+from .optimizer import build_optimizer
 from .train_step import FiniteAMPTrainer, FiniteSimpleTrainer, LastBatch
 
 

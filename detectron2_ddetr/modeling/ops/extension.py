@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from . import deform_attn_op  # noqa: F401  (defines what the kernels are kernels of)
+from . import ms_deform_attn  # noqa: F401  (defines what the kernels are kernels of)
 
-_PACKAGE = __package__.rpartition(".")[0]
+_PACKAGE = __package__.split(".")[0]
 #: Where setup.py says of each module why it was not built.
-_REPORT = Path(__file__).parents[1] / "_build_report.json"
+_REPORT = Path(__file__).parents[2] / "_build_report.json"
 
 
 def _load(module: str) -> bool:

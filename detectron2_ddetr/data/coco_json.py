@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .toolbox import CfgNode, DatasetCatalog, MetadataCatalog, register_coco_instances
+from ..toolbox import CfgNode, DatasetCatalog, MetadataCatalog, register_coco_instances
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
-from .solver import NonFiniteGradientError
-from .toolbox import AMPTrainer, SimpleTrainer, comm
+from ..toolbox import AMPTrainer, SimpleTrainer, comm
+from .optimizer import NonFiniteGradientError
 
 
 class LastBatch:

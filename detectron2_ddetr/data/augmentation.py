@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .toolbox import CfgNode, T
+from ..toolbox import CfgNode, T
 
 RESIZE_RULES = ("truncate", "round")
 

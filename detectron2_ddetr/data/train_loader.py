@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..toolbox import CfgNode, DatasetFromList, comm, get_detection_dataset_dicts
 from .dataset_mapper import DeformableDETRDatasetMapper
-from .toolbox import CfgNode, DatasetFromList, comm, get_detection_dataset_dicts
 
 
 class EpochShuffle(Dataset):

@@ -1,0 +1,1 @@
+"""Backbones, registered for YAML and built from keyword arguments."""

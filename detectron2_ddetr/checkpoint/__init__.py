@@ -1,0 +1,1 @@
+"""Checkpoint files: reading, writing, and converting those of other projects."""

@@ -1,0 +1,1 @@
+"""Data sets: checks, registration, augmentation, mapper and the training loader."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, its steps, its optimiser and what stops it."""

@@ -1,0 +1,1 @@
+"""The operator: definition, PyTorch form and compiled kernels."""
