@@ -7,7 +7,7 @@ Train or evaluate Deformable DETR.
 On a COCO json of your own, say what to call it, where it is, and how many classes it has:
 
     python train_net.py --config-file configs/X.yaml --dataset cats cats.json images/ \\
-        DATASETS.TRAIN '("cats",)' DATASETS.TEST '("cats",)' MODEL.DEFORMABLE_DETR.NUM_CLASSES 2
+        DATASETS.TRAIN '("cats",)' DATASETS.TEST '("cats",)' MODEL.DETR.NUM_CLASSES 2
 """
 
 import argparse

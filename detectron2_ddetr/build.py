@@ -16,29 +16,29 @@ from .toolbox import CfgNode
 
 DETR_TRANSFORMER_REGISTRY = Registry("DETR_TRANSFORMER")
 DETR_TRANSFORMER_REGISTRY.__doc__ = """
-Functions `(cfg) -> DeformableTransformer`; MODEL.DEFORMABLE_DETR.TRANSFORMER names one.
+Functions `(cfg) -> DeformableTransformer`; MODEL.DETR.TRANSFORMER names one.
 """
 
 DETR_CRITERION_REGISTRY = Registry("DETR_CRITERION")
 DETR_CRITERION_REGISTRY.__doc__ = """
-Functions `(cfg) -> SetCriterion`; MODEL.DEFORMABLE_DETR.CRITERION names one.
+Functions `(cfg) -> SetCriterion`; MODEL.DETR.CRITERION names one.
 """
 
 
 def build_transformer(cfg: CfgNode) -> DeformableTransformer:
-    """The transformer that MODEL.DEFORMABLE_DETR.TRANSFORMER names."""
-    return DETR_TRANSFORMER_REGISTRY.get(cfg.MODEL.DEFORMABLE_DETR.TRANSFORMER)(cfg)
+    """The transformer that MODEL.DETR.TRANSFORMER names."""
+    return DETR_TRANSFORMER_REGISTRY.get(cfg.MODEL.DETR.TRANSFORMER)(cfg)
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
-    """The criterion that MODEL.DEFORMABLE_DETR.CRITERION names."""
-    return DETR_CRITERION_REGISTRY.get(cfg.MODEL.DEFORMABLE_DETR.CRITERION)(cfg)
+    """The criterion that MODEL.DETR.CRITERION names."""
+    return DETR_CRITERION_REGISTRY.get(cfg.MODEL.DETR.CRITERION)(cfg)
 
 
 @DETR_TRANSFORMER_REGISTRY.register()
 def build_deformable_transformer(cfg: CfgNode) -> DeformableTransformer:
-    """One-stage or two-stage, as MODEL.DEFORMABLE_DETR.TWO_STAGE says."""
-    node = cfg.MODEL.DEFORMABLE_DETR
+    """One-stage or two-stage, as MODEL.DETR.TWO_STAGE says."""
+    node = cfg.MODEL.DETR
     arguments = {
         "d_model": node.HIDDEN_DIM,
         "n_heads": node.NHEADS,
@@ -58,12 +58,12 @@ def build_deformable_transformer(cfg: CfgNode) -> DeformableTransformer:
 @DETR_CRITERION_REGISTRY.register()
 def build_set_criterion(cfg: CfgNode) -> SetCriterion:
     """Focal, L1 and generalised IoU losses with Hungarian matching."""
-    node = cfg.MODEL.DEFORMABLE_DETR
+    node = cfg.MODEL.DETR
     return SetCriterion(
-        HungarianMatcher(node.COST_CLASS, node.COST_L1, node.COST_GIOU),
-        class_weight=node.CLASS_WEIGHT,
-        l1_weight=node.L1_WEIGHT,
-        giou_weight=node.GIOU_WEIGHT,
+        HungarianMatcher(node.COST_CLASS, node.COST_BBOX, node.COST_GIOU),
+        loss_ce_weight=node.LOSS_CE_WEIGHT,
+        loss_bbox_weight=node.LOSS_BBOX_WEIGHT,
+        loss_giou_weight=node.LOSS_GIOU_WEIGHT,
         focal_alpha=node.FOCAL_ALPHA,
     )
 
@@ -73,7 +73,7 @@ def build_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
     Args:
         in_channels: channels of the backbone maps named by IN_FEATURES.
     """
-    node = cfg.MODEL.DEFORMABLE_DETR
+    node = cfg.MODEL.DETR
     return DeformableDETRHead(
         input_proj=FeatureProjector(list(in_channels), node.HIDDEN_DIM, node.NUM_FEATURE_LEVELS),
         transformer=build_transformer(cfg),

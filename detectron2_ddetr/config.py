@@ -1,14 +1,25 @@
-"""Config keys of Deformable DETR; their defaults are the multi-scale model of the paper."""
+"""Config keys of the family; their defaults are the multi-scale Deformable DETR of the paper."""
 
 from collections.abc import Sequence
 
 from .toolbox import CfgNode, get_cfg
 
+#: Names of before; a config that has one of them is told the new one.
+_RENAMED = {
+    "MODEL.DEFORMABLE_DETR": "MODEL.DETR",
+    "MODEL.DETR.CLASS_WEIGHT": "MODEL.DETR.LOSS_CE_WEIGHT",
+    "MODEL.DETR.L1_WEIGHT": "MODEL.DETR.LOSS_BBOX_WEIGHT",
+    "MODEL.DETR.GIOU_WEIGHT": "MODEL.DETR.LOSS_GIOU_WEIGHT",
+    "MODEL.DETR.COST_L1": "MODEL.DETR.COST_BBOX",
+}
+
 
 def add_deformable_detr_config(cfg: CfgNode) -> None:
     """Add the keys of this package to a detectron2 config. Keys of detectron2 are left alone."""
-    cfg.MODEL.DEFORMABLE_DETR = CfgNode()
-    node = cfg.MODEL.DEFORMABLE_DETR
+    for old, new in _RENAMED.items():
+        cfg.register_renamed_key(old, new)
+    cfg.MODEL.DETR = CfgNode()
+    node = cfg.MODEL.DETR
 
     # Names in DETR_TRANSFORMER_REGISTRY and DETR_CRITERION_REGISTRY.
     node.TRANSFORMER = "build_deformable_transformer"
@@ -38,12 +49,12 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
 
     # Loss. The same weights hold for every decoder layer and for the encoder.
     node.FOCAL_ALPHA = 0.25
-    node.CLASS_WEIGHT = 2.0
-    node.L1_WEIGHT = 5.0
-    node.GIOU_WEIGHT = 2.0
+    node.LOSS_CE_WEIGHT = 2.0
+    node.LOSS_BBOX_WEIGHT = 5.0
+    node.LOSS_GIOU_WEIGHT = 2.0
     # Matching cost.
     node.COST_CLASS = 2.0
-    node.COST_L1 = 5.0
+    node.COST_BBOX = 5.0
     node.COST_GIOU = 2.0
 
     # Learning rate factors of the backbone, and of the layers that say where to sample
@@ -86,8 +97,8 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the keys, their values and the remedy.
     """
-    node = cfg.MODEL.DEFORMABLE_DETR
-    prefix = "MODEL.DEFORMABLE_DETR"
+    node = cfg.MODEL.DETR
+    prefix = "MODEL.DETR"
     if node.TWO_STAGE and not node.WITH_BOX_REFINE:
         raise ValueError(
             f"{prefix}.TWO_STAGE is True but {prefix}.WITH_BOX_REFINE is False: proposals are "

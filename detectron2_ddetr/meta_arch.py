@@ -1,11 +1,11 @@
-"""Deformable DETR as a meta-architecture of detectron2: images in, losses or Instances out."""
+"""The meta-architectures of the family: images in, losses or Instances out."""
 
 import torch
 from torch import Tensor, nn
 
 from .build import build_criterion, build_head
 from .config import check_config
-from .modeling import DeformableDETRHead, SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
+from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .toolbox import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -19,13 +19,13 @@ from .toolbox import (
 )
 
 
-@META_ARCH_REGISTRY.register()
-class DeformableDETR(nn.Module):
+class SetDetector(nn.Module):
     """
-    Deformable DETR (https://arxiv.org/abs/2010.04159).
+    A backbone, a head that predicts a set of boxes, and the criterion of that set.
 
-    The coordinate frames meet here: pixels of the network's input on one side, [0, 1] of the
-    valid (unpadded) image on the other.
+    A system of the family is a subclass under its own name whose body says no more than which
+    parts it has (:meth:`from_config`). The coordinate frames meet here: pixels of the network's
+    input on one side, [0, 1] of the valid (unpadded) image on the other.
     """
 
     @configurable
@@ -33,7 +33,7 @@ class DeformableDETR(nn.Module):
         self,
         *,
         backbone: Backbone,
-        head: DeformableDETRHead,
+        head: nn.Module,
         criterion: SetCriterion,
         in_features: list[str],
         pixel_mean: list[float],
@@ -43,7 +43,7 @@ class DeformableDETR(nn.Module):
         """
         Args:
             backbone: any detectron2 backbone.
-            head: reads the maps of the backbone.
+            head: maps of the backbone, padding mask -> the dict of :meth:`network_outputs`.
             criterion: outputs of the head, targets -> dict of weighted losses.
             in_features: names of the maps to read, from high to low resolution.
             pixel_mean, pixel_std: per channel, for the channel order of the input images.
@@ -62,12 +62,12 @@ class DeformableDETR(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
         backbone = build_backbone(cfg)
-        in_features = cfg.MODEL.DEFORMABLE_DETR.IN_FEATURES
+        in_features = cfg.MODEL.DETR.IN_FEATURES
         shapes = backbone.output_shape()
         missing = [name for name in in_features if name not in shapes]
         if missing:
             raise ValueError(
-                f"MODEL.DEFORMABLE_DETR.IN_FEATURES {missing} are not outputs of the backbone "
+                f"MODEL.DETR.IN_FEATURES {missing} are not outputs of the backbone "
                 f"{cfg.MODEL.BACKBONE.NAME}, which has {sorted(shapes)}"
             )
         return {
@@ -179,6 +179,11 @@ class DeformableDETR(nn.Module):
             result.pred_classes = labels
             results.append(result)
         return results
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(SetDetector):
+    """Deformable DETR (https://arxiv.org/abs/2010.04159), all five variants."""
 
 
 def padding_mask(images: ImageList) -> Tensor:

@@ -30,7 +30,7 @@ def pytest_report_header():
     return f"toolbox: {describe_toolbox()}"
 
 
-def small_cfg(*opts, config="deformable_detr_R_50_50ep.yaml"):
+def small_cfg(*opts, config="deformable_detr/deformable_detr_R_50_50ep.yaml"):
     """A config whose model is built in a moment: R-50, but thin."""
     from detectron2_ddetr import add_deformable_detr_config
     from detectron2_ddetr.toolbox import get_cfg
@@ -38,7 +38,7 @@ def small_cfg(*opts, config="deformable_detr_R_50_50ep.yaml"):
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
     cfg.merge_from_file(str(CONFIGS / config))
-    node = "MODEL.DEFORMABLE_DETR."
+    node = "MODEL.DETR."
     cfg.merge_from_list(
         # fmt: off
         ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
@@ -53,9 +53,9 @@ def small_cfg(*opts, config="deformable_detr_R_50_50ep.yaml"):
 
 
 VARIANTS = {
-    "single_scale": "deformable_detr_R_50_single_scale_50ep.yaml",
-    "single_scale_dc5": "deformable_detr_R_50_single_scale_dc5_50ep.yaml",
-    "multi_scale": "deformable_detr_R_50_50ep.yaml",
-    "refine": "deformable_detr_R_50_box_refine_50ep.yaml",
-    "two_stage": "deformable_detr_R_50_two_stage_50ep.yaml",
+    "single_scale": "deformable_detr/deformable_detr_R_50_single_scale_50ep.yaml",
+    "single_scale_dc5": "deformable_detr/deformable_detr_R_50_single_scale_dc5_50ep.yaml",
+    "multi_scale": "deformable_detr/deformable_detr_R_50_50ep.yaml",
+    "refine": "deformable_detr/deformable_detr_R_50_box_refine_50ep.yaml",
+    "two_stage": "deformable_detr/deformable_detr_R_50_two_stage_50ep.yaml",
 }

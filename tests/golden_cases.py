@@ -50,7 +50,7 @@ def config(variant, case):
     cfg.merge_from_file(str(CONFIGS / VARIANTS[variant]))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    node, sizes = cfg.MODEL.DEFORMABLE_DETR, case["config"]
+    node, sizes = cfg.MODEL.DETR, case["config"]
     for key in ("enc_layers", "dec_layers", "num_queries", "dropout", "num_classes"):
         node[key.upper()] = sizes[key]
     assert node.WITH_BOX_REFINE == sizes["with_box_refine"]

@@ -17,7 +17,7 @@ FULL = [
     "MODEL.RESNETS.WIDTH_PER_GROUP", 64,
     # fmt: on
 ]
-DC5 = "deformable_detr_R_50_single_scale_dc5_50ep.yaml"
+DC5 = "deformable_detr/deformable_detr_R_50_single_scale_dc5_50ep.yaml"
 
 
 def torchvision_resnet(dc5):
@@ -119,7 +119,7 @@ def test_feature_pyramid_of_detectron2():
     cfg = small_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
     cfg.MODEL.FPN.OUT_CHANNELS = 24
-    cfg.MODEL.DEFORMABLE_DETR.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.DETR.IN_FEATURES = ["p3", "p4", "p5"]
     model = build_model(cfg).eval()
     with torch.no_grad():
         (result,) = model([{"image": torch.rand(3, 70, 101) * 255}])

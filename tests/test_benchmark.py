@@ -13,7 +13,7 @@ spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools" / "ben
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 
-NODE = "MODEL.DEFORMABLE_DETR."
+NODE = "MODEL.DETR."
 COMMON = [
     # fmt: off
     "--config-file", str(CONFIGS / "quick_start.yaml"), "--image-size", "64", "96",
@@ -87,7 +87,7 @@ def test_the_peer_reads_what_the_model_reads(peer, capsys):
     assert kinds.count("infer") in (5, 6)
 
     config = peer.description["config"]
-    assert config["MODEL"]["DEFORMABLE_DETR"]["HIDDEN_DIM"] == 32
+    assert config["MODEL"]["DETR"]["HIDDEN_DIM"] == 32
     cfg = benchmark.load_config(peer.description["config_file"], peer.description["opts"])
     assert cfg.dump() == config.dump()
     batch = benchmark.synthetic_batch(cfg, (64, 96), 3)

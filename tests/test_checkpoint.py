@@ -19,7 +19,7 @@ from detectron2_ddetr.toolbox import build_model
 from .conftest import CONFIGS, ROOT, VARIANTS, small_cfg
 from .test_convert import official_file
 
-NODE = "MODEL.DEFORMABLE_DETR."
+NODE = "MODEL.DETR."
 KINDS = [v for v in VARIANTS if v != "single_scale_dc5"]  # its tensors are those of single_scale
 
 
@@ -43,7 +43,7 @@ def test_parameter_counts(variant, trainable, total):
     assert sum(p.numel() for p in parameters) == total
 
 
-def build(*opts, config="deformable_detr_R_50_50ep.yaml", seed=0):
+def build(*opts, config="deformable_detr/deformable_detr_R_50_50ep.yaml", seed=0):
     torch.manual_seed(seed)
     return build_model(small_cfg(*opts, config=config))
 
@@ -214,7 +214,7 @@ def test_other_variants_are_refused(saved, ours, theirs):
     refines, two_stage = (
         {k: k in kinds for k in KINDS} for kinds in (("refine", "two_stage"), ("two_stage",))
     )
-    words = ["does not fit this config", "MODEL.DEFORMABLE_DETR."]
+    words = ["does not fit this config", "MODEL.DETR."]
     if refines[ours] != refines[theirs]:
         words += [f"WITH_BOX_REFINE {refines[theirs]}, the config has {refines[ours]}"]
     elif two_stage[ours] != two_stage[theirs]:

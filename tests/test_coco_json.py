@@ -173,7 +173,7 @@ def registered(folder, content):
 def config(num_classes, train=("coco_json_test",), test=("coco_json_test",)):
     cfg = CfgNode()
     cfg.DATASETS = CfgNode({"TRAIN": train, "TEST": test})
-    cfg.MODEL = CfgNode({"DEFORMABLE_DETR": CfgNode({"NUM_CLASSES": num_classes})})
+    cfg.MODEL = CfgNode({"DETR": CfgNode({"NUM_CLASSES": num_classes})})
     return cfg
 
 

@@ -9,8 +9,8 @@ from detectron2_ddetr.toolbox import get_cfg
 
 from .conftest import CONFIGS, small_cfg
 
-BASE = str(CONFIGS / "deformable_detr_R_50_50ep.yaml")
-NODE = "MODEL.DEFORMABLE_DETR."
+BASE = str(CONFIGS / "deformable_detr/deformable_detr_R_50_50ep.yaml")
+NODE = "MODEL.DETR."
 
 
 def flatten(cfg, prefix=""):
@@ -38,18 +38,18 @@ def test_keys_of_detectron2_are_left_alone():
 
 
 def test_the_defaults_are_the_paper_s_multi_scale_model():
-    """The base YAML adds nothing to MODEL.DEFORMABLE_DETR, so its defaults are what it trains."""
+    """The base YAML adds nothing to MODEL.DETR, so its defaults are what it trains."""
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
-    assert load_config(BASE).MODEL.DEFORMABLE_DETR == cfg.MODEL.DEFORMABLE_DETR
+    assert load_config(BASE).MODEL.DETR == cfg.MODEL.DETR
 
 
 def test_opts_win_over_the_file_and_the_result_is_frozen():
     cfg = load_config(BASE, [NODE + "NUM_QUERIES", "77", "SOLVER.BASE_LR", "1e-3"])
-    assert cfg.MODEL.DEFORMABLE_DETR.NUM_QUERIES == 77 and cfg.SOLVER.BASE_LR == 1e-3
-    assert load_config(BASE).MODEL.DEFORMABLE_DETR.NUM_QUERIES == 300
+    assert cfg.MODEL.DETR.NUM_QUERIES == 77 and cfg.SOLVER.BASE_LR == 1e-3
+    assert load_config(BASE).MODEL.DETR.NUM_QUERIES == 300
     with pytest.raises(AttributeError):
-        cfg.MODEL.DEFORMABLE_DETR.NUM_QUERIES = 5
+        cfg.MODEL.DETR.NUM_QUERIES = 5
 
 
 @pytest.mark.parametrize("where", ["file", "opts"])
@@ -58,7 +58,7 @@ def test_unknown_keys_are_named(tmp_path, where):
     opts = []
     text = f"_BASE_: {BASE}\n"
     if where == "file":
-        text += "MODEL:\n  DEFORMABLE_DETR:\n    NUM_QUERYS: 3\n"
+        text += "MODEL:\n  DETR:\n    NUM_QUERYS: 3\n"
     else:
         opts = [NODE + "NUM_QUERYS", "3"]
     path.write_text(text)
@@ -115,5 +115,5 @@ def test_config_files_run_no_code(tmp_path, as_base):
 
 def test_images_without_objects_are_kept_by_every_config():
     """PEERS 7.20: detectron2 drops them by default, about 1 021 of COCO's training set."""
-    for path in CONFIGS.glob("*.yaml"):
+    for path in CONFIGS.rglob("*.yaml"):
         assert not load_config(str(path)).DATALOADER.FILTER_EMPTY_ANNOTATIONS, path

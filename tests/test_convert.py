@@ -66,7 +66,7 @@ def test_every_key_of_the_released_models_converts(variant):
             official[prefix + name] = torch.zeros(1, dtype=torch.float64)
     official["backbone.0.body.bn1.num_batches_tracked"] = torch.tensor(3)
     converted = convert_official_state_dict(official)
-    opts = ["MODEL.DEVICE", "meta", "MODEL.DEFORMABLE_DETR.NUM_CLASSES", 91]
+    opts = ["MODEL.DEVICE", "meta", "MODEL.DETR.NUM_CLASSES", 91]
     with torch.device("meta"):
         model = build_model(load_config(str(CONFIGS / VARIANTS[variant]), opts))
     expected = {key: value.shape for key, value in model.state_dict().items()}
@@ -125,7 +125,7 @@ def test_80_classes_predict_what_91_do(variant):
     results = []
     for class_ids, num_classes in ((None, 91), (COCO_CATEGORY_IDS, 80)):
         cfg = golden.config(variant, case)
-        cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES = num_classes
+        cfg.MODEL.DETR.NUM_CLASSES = num_classes
         head = build_head(cfg, [512, 1024, 2048]).eval()
         state = convert_official_state_dict(official, class_ids=class_ids)
         head.load_state_dict(

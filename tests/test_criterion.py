@@ -128,7 +128,7 @@ def test_more_targets_than_queries():
     moved = outputs["pred_boxes"].grad.abs().sum(-1) > 0
     assert moved.sum(1).tolist() == [3, 1]
     # the L1 loss has weight 5 and all eight targets are counted
-    only_l1 = SetCriterion(HungarianMatcher(), giou_weight=0.0)
+    only_l1 = SetCriterion(HungarianMatcher(), loss_giou_weight=0.0)
     again = leaves({name: x.detach() for name, x in outputs.items()})
     sum(only_l1(again, targets).values()).backward()
     slopes = again["pred_boxes"].grad.abs()

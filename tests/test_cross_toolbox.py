@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     not getattr(importlib.util.find_spec("detectron2"), "origin", None),
     reason="detectron2 is not installed",
 )
-NODE = "MODEL.DEFORMABLE_DETR."
+NODE = "MODEL.DETR."
 SIZES = [(97, 140), (120, 88), (101, 101)]  # (h, w)
 CENTRES = [(0.2, 0.3), (0.7, 0.25), (0.45, 0.6), (0.8, 0.8)]  # of the objects in every image
 

@@ -43,7 +43,7 @@ from .test_config import flatten
 
 PACKAGE = Path(detectron2_ddetr.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-NODE = "MODEL.DEFORMABLE_DETR."
+NODE = "MODEL.DETR."
 
 
 def imports(path):
@@ -229,13 +229,13 @@ def test_importing_the_package_registers_everything():
     )
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_build(path):
     """PEERS 7.8: each builds, and has a deformable attention per encoder and decoder layer."""
     cfg = load_config(str(path), ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
         model = build_model(cfg)
-    node = cfg.MODEL.DEFORMABLE_DETR
+    node = cfg.MODEL.DETR
     transformer = model.head.transformer
     for layers, number, points in (
         (transformer.encoder, node.ENC_LAYERS, node.ENC_N_POINTS),
@@ -284,7 +284,7 @@ class OtherCriterion(SetCriterion):
     """What a user might register: a class that takes a config."""
 
     def __init__(self, cfg):
-        super().__init__(build_set_criterion(cfg).matcher, class_weight=7.0)
+        super().__init__(build_set_criterion(cfg).matcher, loss_ce_weight=7.0)
 
 
 def test_users_can_register_a_transformer_and_a_criterion():
@@ -327,8 +327,8 @@ CHANGES = {
     "IN_FEATURES": ["res4", "res5"], "NUM_FEATURE_LEVELS": 5, "NUM_CLASSES": 4, "NUM_QUERIES": 11,
     "HIDDEN_DIM": 64, "NHEADS": 2, "ENC_LAYERS": 1, "DEC_LAYERS": 1, "DIM_FEEDFORWARD": 48,
     "DROPOUT": 0.5, "ENC_N_POINTS": 3, "DEC_N_POINTS": 3, "WITH_BOX_REFINE": True,
-    "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "CLASS_WEIGHT": 3.0, "L1_WEIGHT": 3.0,
-    "GIOU_WEIGHT": 3.0, "COST_CLASS": 3.0, "COST_L1": 3.0, "COST_GIOU": 3.0,
+    "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "LOSS_CE_WEIGHT": 3.0, "LOSS_BBOX_WEIGHT": 3.0,
+    "LOSS_GIOU_WEIGHT": 3.0, "COST_CLASS": 3.0, "COST_BBOX": 3.0, "COST_GIOU": 3.0,
     # fmt: on
 }
 
@@ -351,13 +351,13 @@ def test_changing_a_key_changes_the_model(key, default_fingerprint):
     assert fingerprint(*needed, NODE + key, CHANGES[key]) != before
 
 
-@pytest.mark.parametrize("term, key", [("ce", "CLASS"), ("bbox", "L1"), ("giou", "GIOU")])
+@pytest.mark.parametrize("term, key", [("ce", "CE"), ("bbox", "BBOX"), ("giou", "GIOU")])
 def test_loss_weights_cover_every_layer(term, key):
     """PEERS 7.6: also the auxiliary layers and the encoder, and no other term."""
     opts = [NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True]
     default = {"ce": 2.0, "bbox": 5.0, "giou": 2.0}[term]
     _, _, before, _ = fingerprint(*opts)
-    _, _, after, _ = fingerprint(*opts, NODE + f"{key}_WEIGHT", 3 * default)
+    _, _, after, _ = fingerprint(*opts, NODE + f"LOSS_{key}_WEIGHT", 3 * default)
     assert {f"loss_{term}{suffix}" for suffix in ("", "_0", "_enc")} < set(before)
     for name, value in before.items():
         factor = 3 if name.startswith(f"loss_{term}") else 1

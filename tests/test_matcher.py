@@ -133,7 +133,9 @@ def test_class_cost_is_its_own():
     """Parity I64: alpha of the loss does not change the cost; another cost can be given."""
     criterion = SetCriterion(HungarianMatcher(), focal_alpha=0.9)
     assert_close(criterion.matcher.cost(LOGITS, BOXES, TARGET), COST, rtol=0, atol=2e-5)
-    matcher = HungarianMatcher(3, 0, 0, class_cost=lambda logits, labels: -logits[:, labels])
+    matcher = HungarianMatcher(
+        3, 0, 0, class_cost_function=lambda logits, labels: -logits[:, labels]
+    )
     assert_close(matcher.cost(LOGITS, BOXES, TARGET), -3 * LOGITS[:, [2, 0]])
 
 

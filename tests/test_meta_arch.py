@@ -20,7 +20,7 @@ from detectron2_ddetr.toolbox import (
 
 from .conftest import VARIANTS, small_cfg
 
-NODE = "MODEL.DEFORMABLE_DETR."
+NODE = "MODEL.DETR."
 MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
 
 
@@ -89,7 +89,7 @@ def sample(height, width, boxes=((3.0, 5.0, 20.0, 11.0),), classes=None, seed=0)
     return {"image": image(height, width, seed), "instances": instances}
 
 
-def build(*opts, config="deformable_detr_R_50_50ep.yaml", seed=0):
+def build(*opts, config="deformable_detr/deformable_detr_R_50_50ep.yaml", seed=0):
     """A small model whose zero-initialised weights do something."""
     torch.manual_seed(seed)
     # With 32 channels the GroupNorm of a 1 x 1 map has one value per group, which PyTorch refuses.

@@ -87,7 +87,7 @@ def softmax_cost(logits, labels):
 
 def test_second_class_loss():
     """Seams S12, S13: a softmax loss and its cost, in every layer."""
-    criterion = SoftmaxCriterion(HungarianMatcher(1.0, class_cost=softmax_cost), 1.0)
+    criterion = SoftmaxCriterion(HungarianMatcher(1.0, class_cost_function=softmax_cost), 1.0)
     outputs, losses = train(small_head(), criterion)
     logits = outputs["aux_outputs"][0]["pred_logits"].double().log_softmax(-1)
     targets = small_targets()

@@ -24,9 +24,7 @@ SIZES = {  # (tensors, values) per learning rate: SPEC 1.18
 
 def official_cfg(variant, *opts):
     path = str(CONFIGS / VARIANTS[variant])
-    return load_config(
-        path, ["MODEL.DEVICE", "meta", "MODEL.DEFORMABLE_DETR.NUM_CLASSES", 91, *opts]
-    )
+    return load_config(path, ["MODEL.DEVICE", "meta", "MODEL.DETR.NUM_CLASSES", 91, *opts])
 
 
 def meta_model(cfg):

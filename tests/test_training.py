@@ -22,11 +22,11 @@ from .conftest import ROOT
 TINY = """
     MODEL.DEVICE cpu MODEL.WEIGHTS "" MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 50
     MODEL.RESNETS.NORM BN MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-    MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.DEFORMABLE_DETR.HIDDEN_DIM 32
-    MODEL.DEFORMABLE_DETR.NHEADS 2 MODEL.DEFORMABLE_DETR.ENC_LAYERS 1
-    MODEL.DEFORMABLE_DETR.DEC_LAYERS 2 MODEL.DEFORMABLE_DETR.DIM_FEEDFORWARD 64
-    MODEL.DEFORMABLE_DETR.NUM_QUERIES 12 MODEL.DEFORMABLE_DETR.NUM_CLASSES 2
-    MODEL.DEFORMABLE_DETR.DROPOUT 0.1
+    MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.DETR.HIDDEN_DIM 32
+    MODEL.DETR.NHEADS 2 MODEL.DETR.ENC_LAYERS 1
+    MODEL.DETR.DEC_LAYERS 2 MODEL.DETR.DIM_FEEDFORWARD 64
+    MODEL.DETR.NUM_QUERIES 12 MODEL.DETR.NUM_CLASSES 2
+    MODEL.DETR.DROPOUT 0.1
     INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 128 INPUT.CROP.ENABLED False
     INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 128
     DATASETS.TRAIN ("shapes",) DATASETS.TEST ("shapes",) DATALOADER.NUM_WORKERS 0
@@ -62,7 +62,10 @@ def shapes(tmp_path_factory):
 def command(shapes, output, *arguments, opts=()):
     """The command line and environment of a tiny training."""
     words = [sys.executable, str(ROOT / "train_net.py")]
-    words += ["--config-file", str(ROOT / "configs" / "deformable_detr_R_50_box_refine_50ep.yaml")]
+    words += [
+        "--config-file",
+        str(ROOT / "configs" / "deformable_detr" / "deformable_detr_R_50_box_refine_50ep.yaml"),
+    ]
     words += ["--dataset", "shapes", str(shapes / "shapes.json"), str(shapes), *arguments]
     words += [*TINY, "OUTPUT_DIR", str(output), *map(str, opts)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -160,7 +163,7 @@ def test_random_seed_is_resumed(shapes, tmp_path):
 
 def test_two_processes_equal_one(shapes, tmp_path):
     """Parity I66: the gradients of two CPU processes are those of one with the same batch."""
-    opts = ["MODEL.DEFORMABLE_DETR.DROPOUT", 0.0, "MODEL.RESNETS.NORM", "FrozenBN",
+    opts = ["MODEL.DETR.DROPOUT", 0.0, "MODEL.RESNETS.NORM", "FrozenBN",
             "INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", 1]  # fmt: skip
     moments = []
     for arguments in ([], ["--num-gpus", "2", "--dist-url", "auto"]):
@@ -219,7 +222,7 @@ def test_unreadable_image_loses_nothing(shapes, tmp_path):
 
 def test_wrong_number_of_classes_stops_at_once(shapes, tmp_path):
     """Before the model is built."""
-    log = run(shapes, tmp_path, opts=["MODEL.DEFORMABLE_DETR.NUM_CLASSES", 5], expected=1)
+    log = run(shapes, tmp_path, opts=["MODEL.DETR.NUM_CLASSES", 5], expected=1)
     assert "NUM_CLASSES is 5 but data set 'shapes' has 2 classes (lying, standing)" in log
     assert not list(tmp_path.glob("*.pth"))
 
@@ -245,7 +248,7 @@ def test_evaluation_needs_trained_weights(shapes, tmp_path):
 def test_learns(shapes, tmp_path):
     """Overfits six images: x and y, classes and coordinates are all in their place."""
     opts = ["SOLVER.MAX_ITER", 260, "SOLVER.BASE_LR", 2e-3, "SOLVER.BACKBONE_MULTIPLIER", 1.0,
-            "MODEL.DEFORMABLE_DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 6,
+            "MODEL.DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 6,
             "SOLVER.STEPS", "(200,)", "SOLVER.LINEAR_PROJ_MULTIPLIER", 1.0]  # fmt: skip
     run(shapes, tmp_path, opts=opts)
     metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

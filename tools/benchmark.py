@@ -53,7 +53,7 @@ def synthetic_batch(cfg: CfgNode, size: tuple[int, int], num_boxes: int) -> list
     for _ in range(cfg.SOLVER.IMS_PER_BATCH):
         corners = torch.rand(2, num_boxes, 2, generator=random) * torch.tensor(size[::-1])
         boxes = Boxes(torch.cat((corners.amin(0), corners.amax(0)), dim=1))
-        num_classes = cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES
+        num_classes = cfg.MODEL.DETR.NUM_CLASSES
         labels = torch.randint(num_classes, (num_boxes,), generator=random)
         image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=random)
         instances = Instances(size, gt_boxes=boxes, gt_classes=labels)

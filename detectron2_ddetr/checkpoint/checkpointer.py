@@ -85,7 +85,7 @@ class Checkpointer(DetectionCheckpointer):
         if refines not in (None, wants):
             raise ValueError(
                 f"{filename} does not fit this config: it was made with "
-                f"MODEL.DEFORMABLE_DETR.WITH_BOX_REFINE {refines}, the config has {wants}"
+                f"MODEL.DETR.WITH_BOX_REFINE {refines}, the config has {wants}"
             )
         check_state_dict(
             checkpoint["model"], self.model.state_dict(), filename, needs_head=self.needs_head
@@ -152,9 +152,7 @@ def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> lis
     ):
         found, expected = of(checkpoint, key), of(model, key)
         if found != expected and None not in (found, expected):
-            lines.append(
-                f"it was made with MODEL.DEFORMABLE_DETR.{what} {found}, the config has {expected}"
-            )
+            lines.append(f"it was made with MODEL.DETR.{what} {found}, the config has {expected}")
     return lines
 
 

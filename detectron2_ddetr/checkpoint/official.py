@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--keep-91-classes",
         action="store_true",
         help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
-        "80 contiguous classes (needs MODEL.DEFORMABLE_DETR.NUM_CLASSES 91)",
+        "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
     )
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -268,12 +268,12 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
         if getattr(metadata, "thing_classes", None) is None:
             DatasetCatalog.get(name)  # reading the json is what sets the class names
         classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
-        num_classes = cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES
+        num_classes = cfg.MODEL.DETR.NUM_CLASSES
         if classes is not None and len(classes) != num_classes:
             first = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise ValueError(
-                f"MODEL.DEFORMABLE_DETR.NUM_CLASSES is {num_classes} but data set {name!r} has "
-                f"{len(classes)} classes ({first}); set MODEL.DEFORMABLE_DETR.NUM_CLASSES "
+                f"MODEL.DETR.NUM_CLASSES is {num_classes} but data set {name!r} has "
+                f"{len(classes)} classes ({first}); set MODEL.DETR.NUM_CLASSES "
                 f"{len(classes)}"
             )
 

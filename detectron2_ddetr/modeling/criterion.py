@@ -44,24 +44,24 @@ class SetCriterion(nn.Module):
     def __init__(
         self,
         matcher: Matcher,
-        class_weight: float = 2.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        loss_ce_weight: float = 2.0,
+        loss_bbox_weight: float = 5.0,
+        loss_giou_weight: float = 2.0,
         focal_alpha: float = 0.25,
     ):
         """
         Args:
             matcher: assigns queries to targets, see :class:`HungarianMatcher`.
-            class_weight, l1_weight, giou_weight: weights of `loss_ce`, `loss_bbox`, `loss_giou`,
-                the same for every layer and for the encoder.
+            loss_ce_weight, loss_bbox_weight, loss_giou_weight: of the losses that these names
+                begin with, the same for every layer and for the encoder.
             focal_alpha: weight of positives in the focal loss; gamma is 2.
         """
         super().__init__()
         self.matcher = matcher
         self.weights = {
-            "loss_ce": class_weight,
-            "loss_bbox": l1_weight,
-            "loss_giou": giou_weight,
+            "loss_ce": loss_ce_weight,
+            "loss_bbox": loss_bbox_weight,
+            "loss_giou": loss_giou_weight,
         }
         self.focal_alpha = focal_alpha
         # Differs from the official code: no cardinality error, because it counts a background class

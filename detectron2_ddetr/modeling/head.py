@@ -113,7 +113,7 @@ class DeformableDETRHead(nn.Module):
         if transformer.two_stage and not with_box_refine:
             raise ValueError(
                 "two-stage Deformable DETR needs iterative box refinement: "
-                "set with_box_refine (MODEL.DEFORMABLE_DETR.WITH_BOX_REFINE) to True"
+                "set with_box_refine (MODEL.DETR.WITH_BOX_REFINE) to True"
             )
         d_model = transformer.d_model
         self.with_box_refine = with_box_refine

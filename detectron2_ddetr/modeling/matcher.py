@@ -43,17 +43,17 @@ class HungarianMatcher(nn.Module):
         cost_class: float = 2.0,
         cost_bbox: float = 5.0,
         cost_giou: float = 2.0,
-        class_cost: Callable[[Tensor, Tensor], Tensor] = focal_cost,
+        class_cost_function: Callable[[Tensor, Tensor], Tensor] = focal_cost,
     ):
         """
         Args:
             cost_class, cost_bbox, cost_giou: weights of the class cost, of the L1 distance of
                 (cx, cy, w, h) in [0, 1], and of the negative generalised IoU.
-            class_cost: (Q, K) logits, (T,) labels -> (Q, T).
+            class_cost_function: (Q, K) logits, (T,) labels -> (Q, T).
         """
         super().__init__()
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
-        self.class_cost = class_cost
+        self.class_cost_function = class_cost_function
 
     def cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
         """
@@ -70,7 +70,7 @@ class HungarianMatcher(nn.Module):
         )
         return (
             self.cost_bbox * torch.cdist(boxes, target_boxes, p=1)
-            + self.cost_class * self.class_cost(logits, target["labels"])
+            + self.cost_class * self.class_cost_function(logits, target["labels"])
             - self.cost_giou * giou
         )
 
