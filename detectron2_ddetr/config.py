@@ -1,7 +1,13 @@
 """Config keys of the family; their defaults are the multi-scale Deformable DETR of the paper."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
 
+import yaml
+
+from .errors import InputError, MissingFileError, UnknownKeyError
 from .toolbox import CfgNode, get_cfg
 
 #: Names of before; a config that has one of them is told the new one.
@@ -69,25 +75,110 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP_RESIZE_SIZES = (400, 500, 600)
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     """
     A frozen config from a YAML file and "KEY VALUE" pairs.
 
+    Where a key wants a tuple or a list, one value alone is taken for its only entry.
+
     Raises:
-        ValueError: when keys contradict each other, see :func:`check_config`.
-        KeyError: for a key that does not exist; the message names it.
+        InputError: for a file that is not YAML, a key that does not exist (the message has the
+            nearest ones), a value of another type, and keys that contradict each other, see
+            :func:`check_config`.
+        MissingFileError: when the file, or one that it is based on, does not exist.
     """
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
-    # detectron2 itself would run the Python code that a YAML tag can name.
-    cfg.merge_from_file(config_file, allow_unsafe=False)
-    try:
-        cfg.merge_from_list(list(opts))
-    except AssertionError as error:  # yacs' way to say that a key does not exist
-        raise KeyError(str(error)) from error
+    for key, value in _leaves(_load_yaml(config_file, cfg.VERSION)):
+        _set(cfg, key, value, f"{config_file}: ")
+    for word in opts:
+        if isinstance(word, str) and word.startswith("--"):
+            raise InputError(f"{word} stands after the KEY VALUE pairs: options go before them")
+    if len(opts) % 2:
+        raise InputError(
+            f"KEY VALUE pairs: {len(opts)} words cannot be paired ({' '.join(map(str, opts))}); "
+            'give each key one value, and quote a value with blanks, as in "(1, 2)"'
+        )
+    for key, value in zip(opts[::2], opts[1::2]):
+        _set(cfg, str(key), value)
     check_config(cfg)
     cfg.freeze()
     return cfg
+
+
+def _load_yaml(config_file: str, version: int) -> dict[str, Any]:
+    """The content of a YAML file and of those that it names by _BASE_."""
+    try:
+        # detectron2 itself would run the Python code that a YAML tag can name.
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except FileNotFoundError as error:
+        if os.path.abspath(config_file) == os.path.abspath(error.filename):
+            raise MissingFileError(f"config file {config_file} does not exist") from error
+        raise MissingFileError(
+            f"{config_file}: its _BASE_ {error.filename} does not exist; the path is relative to "
+            "the file that names it"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config_file}: not YAML that can be read: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{config_file}: a config must be a mapping of keys to values") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{config_file}: a config must be a mapping of keys to values")
+    if content.pop("VERSION", version) != version:
+        raise InputError(
+            f"{config_file}: has another VERSION than {version}; let detectron2 upgrade it"
+        )
+    return content
+
+
+def _set(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:
+    """
+    Sets a dotted key to a value, or to what the text of one means.
+
+    Args:
+        where: begins every message.
+    """
+    node = cfg
+    for depth, part in enumerate(key.split("."), start=1):
+        name = ".".join(key.split(".")[:depth])
+        if name in _RENAMED:
+            new = _RENAMED[name] + key[len(name) :]
+            raise UnknownKeyError(f"{where}{key} has another name now: {_RENAMED.get(new, new)}")
+        if not isinstance(node, dict) or part not in node:
+            raise UnknownKeyError(f"{where}{_unknown(key, cfg)}")
+        node = node[part]
+    if isinstance(node, dict):
+        raise InputError(f"{where}{key} is a group of keys: {', '.join(node)}")
+    decoded = CfgNode._decode_cfg_value(value)
+    if isinstance(node, (tuple, list)) and not isinstance(decoded, (tuple, list)):
+        decoded = type(node)([decoded])
+    elif isinstance(node, float) and type(decoded) is int:
+        decoded = float(decoded)
+    try:
+        cfg.merge_from_list([key, decoded])
+    except ValueError as error:
+        raise InputError(
+            f"{where}{key} must be a {type(node).__name__}, such as {node!r}, got {value!r}"
+        ) from error
+
+
+def _unknown(key: str, cfg: CfgNode) -> str:
+    """Says that a key does not exist, and which may have been meant."""
+    keys = [name for name, _ in _leaves(cfg)]
+    ends = {name.split(".")[-1]: name for name in keys}
+    near = get_close_matches(key, keys, n=2, cutoff=0.75)
+    near += [ends[e] for e in get_close_matches(key.split(".")[-1], ends, n=2, cutoff=0.75)]
+    said = f"there is no key {key}"
+    return f"{said}; did you mean {' or '.join(dict.fromkeys(near))}?" if near else said
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested dict."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -95,29 +186,29 @@ def check_config(cfg: CfgNode) -> None:
     Reject contradictory keys before anything is built.
 
     Raises:
-        ValueError: naming the keys, their values and the remedy.
+        InputError: naming the keys, their values and the remedy.
     """
     node = cfg.MODEL.DETR
     prefix = "MODEL.DETR"
     if node.TWO_STAGE and not node.WITH_BOX_REFINE:
-        raise ValueError(
+        raise InputError(
             f"{prefix}.TWO_STAGE is True but {prefix}.WITH_BOX_REFINE is False: proposals are "
             "boxes, which only refinement can use. Set WITH_BOX_REFINE to True"
         )
     if node.HIDDEN_DIM % node.NHEADS or node.HIDDEN_DIM % 32:
-        raise ValueError(
+        raise InputError(
             f"{prefix}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be divisible by NHEADS "
             f"({node.NHEADS}) and by 32 (groups of the GroupNorm)"
         )
     if node.NUM_FEATURE_LEVELS < len(node.IN_FEATURES):
-        raise ValueError(
+        raise InputError(
             f"{prefix}.NUM_FEATURE_LEVELS ({node.NUM_FEATURE_LEVELS}) is less than the number of "
             f"IN_FEATURES {list(node.IN_FEATURES)}: drop features or add levels"
         )
     for key in ("NUM_CLASSES", "NUM_QUERIES", "DEC_LAYERS", "ENC_N_POINTS", "DEC_N_POINTS"):
         if node[key] < 1:
-            raise ValueError(f"{prefix}.{key} must be at least 1, got {node[key]}")
+            raise InputError(f"{prefix}.{key} must be at least 1, got {node[key]}")
     if cfg.INPUT.RESIZE_RULE not in ("truncate", "round"):
-        raise ValueError(
+        raise InputError(
             f"INPUT.RESIZE_RULE must be 'truncate' or 'round', got {cfg.INPUT.RESIZE_RULE!r}"
         )

@@ -8,9 +8,16 @@ class ExplainedError(Exception):
     Subclasses are also the built-in error that a caller in Python would expect.
     """
 
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's would put the message in quotes
+
 
 class InputError(ExplainedError, ValueError):
     """Something that was given does not fit: a config, a data set, a checkpoint, an argument."""
+
+
+class UnknownKeyError(InputError, KeyError):
+    """A config key that does not exist."""
 
 
 class MissingFileError(ExplainedError, FileNotFoundError):

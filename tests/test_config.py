@@ -1,10 +1,12 @@
 """The config: strict, checked before anything is built, and read as data only."""
 
 import pytest
+import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from detectron2_ddetr import add_deformable_detr_config, load_config
 from detectron2_ddetr.config import check_config
+from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError
 from detectron2_ddetr.toolbox import get_cfg
 
 from .conftest import CONFIGS, small_cfg
@@ -62,8 +64,73 @@ def test_unknown_keys_are_named(tmp_path, where):
     else:
         opts = [NODE + "NUM_QUERYS", "3"]
     path.write_text(text)
-    with pytest.raises(KeyError, match="NUM_QUERYS"):
+    with pytest.raises(KeyError, match="NUM_QUERYS; did you mean MODEL.DETR.NUM_QUERIES") as error:
         load_config(str(path), opts)
+    assert (str(path) in str(error.value)) == (where == "file")
+
+
+@pytest.mark.parametrize("where", ["file", "opts"])
+@pytest.mark.parametrize(
+    "key, value, result",
+    [
+        ("INPUT.MIN_SIZE_TRAIN", 320, (320,)),
+        ("DATASETS.TRAIN", "cats", ("cats",)),
+        ("MODEL.DETR.IN_FEATURES", "res5", ["res5"]),
+        ("SOLVER.BASE_LR", 1, 1.0),
+        ("SOLVER.BASE_LR", "fast", "BASE_LR must be a float, such as .*, got 'fast'"),
+        ("SOLVER", 3, "SOLVER is a group of keys: .*BASE_LR"),
+        ("MODEL.DEFORMABLE_DETR.COST_L1", 3, "has another name now: MODEL.DETR.COST_BBOX"),
+        ("MODEL.DEFORMABLE_DETR.DROPOUT", 0, "has another name now: MODEL.DETR.DROPOUT"),
+    ],
+)
+def test_a_value_is_taken_for_what_the_key_wants(tmp_path, where, key, value, result):
+    """One value is the only entry of a tuple; what does not fit is said with key and example."""
+    path, opts = tmp_path / "x.yaml", [key, str(value)]
+    path.write_text(f"_BASE_: {BASE}\n")
+    if where == "file":
+        nested = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        path.write_text(yaml.dump({"_BASE_": BASE, **nested}))
+        opts = []
+    if isinstance(result, str):
+        with pytest.raises(InputError, match=result):
+            load_config(str(path), opts)
+        return
+    found = load_config(str(path), opts)
+    for part in key.split("."):
+        found = found[part]
+    assert found == result and type(found) is type(result)
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["SEED", "1", "--resume"], "--resume stands after .* options go before"),
+        (["SEED", "1", "INPUT.CROP.SIZE", "(1,", "2)"], "5 words cannot be paired"),
+    ],
+)
+def test_words_that_are_no_pairs(opts, words):
+    with pytest.raises(InputError, match=words):
+        load_config(BASE, opts)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a: [", "x.yaml: not YAML"),
+        ("- 1", "x.yaml: a config must be a mapping"),
+        ("", "x.yaml: a config must be a mapping"),
+        ("VERSION: 1", "x.yaml: has another VERSION than 2"),
+        ("_BASE_: nowhere.yaml", "x.yaml: its _BASE_ .*nowhere.yaml does not exist"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ExplainedError, match=words):
+        load_config(str(tmp_path / "x.yaml"))
+    with pytest.raises(MissingFileError, match="y.yaml does not exist"):
+        load_config(str(tmp_path / "y.yaml"))
 
 
 @pytest.mark.parametrize(
