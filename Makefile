@@ -13,13 +13,14 @@ HAS_HOME := import importlib.util as u, os, sys; \
 PYTHON ?= $(shell python3 -c '$(HAS_HOME)' && command -v python3 || echo .venv/bin/python)
 
 CONFIG := configs/quick_start.yaml
-OUTPUT := output/quick_start
+OUTPUT := output/demo
 
 .PHONY: demo test wheel sanitize environment pytest
 
 demo: environment
+	rm -rf $(OUTPUT)
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
-	$(PYTHON) -m detectron2_ddetr.visualization.predictions --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
+	$(PYTHON) -m detectron2_ddetr.cli visualize $(OUTPUT)
 
 test: pytest
 	$(PYTHON) -m pytest -q -rs tests

@@ -3,7 +3,7 @@ Installs detectron2_ddetr and compiles its kernels. detectron2 is used where it 
 
 The kernels are two modules, ``_C`` for CPUs and ``_C_cuda``; no GPU is needed to build the second.
 Without a compiler the package works all the same, slower, and ``python -m
-detectron2_ddetr.toolbox`` says what was not built and why. Variables of the environment:
+detectron2_ddetr.collect_env`` says what was not built and why. Variables of the environment:
 
 * ``DDETR_CUDA``: 0 leaves the CUDA kernels out, 1 makes it an error if they cannot be built.
 * ``TORCH_CUDA_ARCH_LIST``: for which GPUs, as everywhere in PyTorch.
@@ -194,7 +194,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: [REPORT]},
+    package_data={
+        PACKAGE: [REPORT],
+        f"{PACKAGE}.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"],  # a link to configs/
+    },
+    entry_points={"console_scripts": ["ddetr = detectron2_ddetr.cli:main"]},
     ext_modules=[
         kernels("_C", "csrc/module.cpp", "csrc/cpu/*.cpp"),
         kernels("_C_cuda", "csrc/module.cpp", "csrc/cuda/*.cu"),

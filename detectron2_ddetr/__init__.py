@@ -10,7 +10,10 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message="'detectron2_ddetr.*' found in sys.modules")
 
 if importlib.util.find_spec("fvcore"):
-    from .plugin import *  # noqa: F401,F403
+    with warnings.catch_warnings():
+        # fvcore compiles some of its functions when it is imported.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        from .plugin import *  # noqa: F401,F403
 
 
 def __getattr__(name: str):

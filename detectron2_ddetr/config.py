@@ -68,6 +68,10 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     cfg.SOLVER.LINEAR_PROJ_MULTIPLIER = 0.1
 
+    # Where data sets of one's own lie: [name, json, folder of images] of each. A run writes it into
+    # its config.yaml, so that its folder is enough to evaluate it.
+    cfg.DATASETS.COCO_JSON = []
+
     # How the long side follows the short one: "truncate" (official) or "round" (detectron2).
     # A 640x480 image becomes 1066x800 or 1067x800.
     cfg.INPUT.RESIZE_RULE = "truncate"

@@ -138,7 +138,7 @@ def test_files_run_no_code(tmp_path, name):
     words = ["tensors and plain data only", "system", "state_dict()"]
     check_refused(build(), path, *(["torch.save"] if name.endswith(".pkl") else words))
     with pytest.raises(ValueError):
-        official.main([path, str(tmp_path / "out.pth")])
+        official.convert_file(path, str(tmp_path / "out.pth"))
     assert not marker.exists() and not (tmp_path / "out.pth").exists()
     if name.endswith(".pkl"):  # the file is dangerous indeed
         with open(path, "rb") as f:
@@ -269,7 +269,7 @@ def test_tensors_that_lack_or_are_too_many_are_named(tmp_path, saved):
 
 def test_official_checkpoints_are_pointed_to_the_converter(tmp_path):
     official_file(tmp_path / "r50.pth", "multi_scale")
-    check_refused(build(), tmp_path / "r50.pth", "python -m detectron2_ddetr.checkpoint.official")
+    check_refused(build(), tmp_path / "r50.pth", "ddetr convert")
 
 
 def test_loading_works_after_a_refusal(saved):

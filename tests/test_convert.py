@@ -13,7 +13,7 @@ from detectron2_ddetr import convert_official_state_dict, load_config
 from detectron2_ddetr.build import build_head
 from detectron2_ddetr.checkpoint.checkpointer import check_state_dict
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file, model_state_dict
-from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS, conversion_report, main
+from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS, conversion_report, convert_file
 from detectron2_ddetr.toolbox import build_model
 
 from . import golden_cases as golden
@@ -195,7 +195,8 @@ def test_command_line(tmp_path):
         [
             sys.executable,
             "-m",
-            "detectron2_ddetr.checkpoint.official",
+            "detectron2_ddetr.cli",
+            "convert",
             "official.pth",
             "converted.pth",
         ],
@@ -222,7 +223,7 @@ def test_command_line(tmp_path):
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "two_stage"])
 def test_converted_files_load_into_the_shipped_configs(tmp_path, variant):
     official_file(tmp_path / "official.pth", variant)
-    main([str(tmp_path / "official.pth"), str(tmp_path / "converted.pth")])
+    convert_file(str(tmp_path / "official.pth"), str(tmp_path / "converted.pth"))
     check_converted(tmp_path / "converted.pth", variant)
 
 
@@ -238,7 +239,7 @@ def check_converted(path, variant):
 
 def test_91_classes_are_kept_on_request(tmp_path):
     official_file(tmp_path / "official.pth", "refine")
-    main([str(tmp_path / "official.pth"), str(tmp_path / "out.pth"), "--keep-91-classes"])
+    convert_file(str(tmp_path / "official.pth"), str(tmp_path / "out.pth"), keep_91_classes=True)
     written = torch.load(tmp_path / "out.pth", weights_only=True)
     assert written["model"]["head.class_embed.0.bias"].shape == (91,)
     assert written["with_box_refine"] is True
@@ -257,5 +258,5 @@ def test_report_counts_add_up():
 def test_a_failed_conversion_writes_nothing(tmp_path):
     torch.save({"model": {"nonsense": torch.zeros(1)}}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="nonsense"):
-        main([str(tmp_path / "bad.pth"), str(tmp_path / "out.pth")])
+        convert_file(str(tmp_path / "bad.pth"), str(tmp_path / "out.pth"))
     assert os.listdir(tmp_path) == ["bad.pth"]

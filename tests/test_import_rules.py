@@ -102,8 +102,8 @@ FLOORS = [
     {"build", "collect_env"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
-    {"visualization"},
-    {"plugin"},
+    {"visualization", "model_zoo"},
+    {"plugin", "cli"},
     {"tools", "train_net"},
 ]
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -54,12 +55,35 @@ def test_built_package_is_complete(tmp_path):
     lib, package = tmp_path / "lib", ROOT / "detectron2_ddetr"
     sources = {p.relative_to(ROOT) for p in package.rglob("*.py")}
     assert sources == {p.relative_to(lib) for p in lib.rglob("*.py")}
+    configs = {p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")}
+    packed = lib / "detectron2_ddetr" / "model_zoo"
+    assert configs == {p.relative_to(packed) for p in packed.rglob("*.yaml")}
+    zoo = "from detectron2_ddetr.model_zoo import get_config\n"
+    assert (
+        run(tmp_path, zoo + "print(get_config('quick_start.yaml').SEED)") == "42\n"
+    )  # away from the sources, _BASE_ included
     path, has_kernels, result = run(tmp_path, OPERATOR).split()
     assert path.startswith(str(lib)) and has_kernels == "True" and result == "1.5"
     assert "on GPUs: _C_cuda was not built. DDETR_CUDA=0 left it out" in done.stderr
     assert json.loads((lib / "detectron2_ddetr" / "_build_report.json").read_text()) == {
         "_C_cuda": "DDETR_CUDA=0 left it out"
     }
+
+
+def test_source_distribution_is_complete(tmp_path):
+    """What the kernels are compiled from, and the configs."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist"]
+    done = subprocess.run(
+        [*command, "--dist-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    for pattern in ("csrc/**/*", "configs/**/*.yaml", "detectron2_ddetr/**/*.py"):
+        sources = {str(p.relative_to(ROOT)) for p in ROOT.glob(pattern) if p.is_file()}
+        assert sources and sources <= packed, sources - packed
+    assert "detectron2_ddetr/model_zoo/configs/quick_start.yaml" in packed
 
 
 def test_without_a_compiler_the_package_works(tmp_path):

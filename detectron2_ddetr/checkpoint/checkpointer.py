@@ -105,7 +105,7 @@ def check_state_dict(
     if "transformer.level_embed" in checkpoint:
         raise ValueError(
             f"{filename}: a checkpoint of the official code. Convert it first: "
-            "python -m detectron2_ddetr.checkpoint.official OFFICIAL.pth CONVERTED.pth"
+            "ddetr convert OFFICIAL.pth CONVERTED.pth"
         )
     wanted = set(model)
     if checkpoint and all(key.startswith("backbone.") for key in checkpoint):

@@ -1,11 +1,10 @@
 """
 State dicts of the official code -> state dicts of this package.
 
-``python -m detectron2_ddetr.checkpoint.official official.pth converted.pth`` turns a published
-checkpoint into one that ``MODEL.WEIGHTS`` accepts.
+``ddetr convert official.pth converted.pth`` turns a published checkpoint into one that
+``MODEL.WEIGHTS`` accepts.
 """
 
-import argparse
 import logging
 import re
 from collections import Counter
@@ -139,28 +138,19 @@ def conversion_report(state_dict: dict[str, Tensor], converted: dict[str, Tensor
     return "\n".join(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("official", help=".pth file of the official code")
-    parser.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
-    parser.add_argument(
-        "--keep-91-classes",
-        action="store_true",
-        help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
-        "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
-    )
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def convert_file(official: str, converted: str, *, keep_91_classes: bool = False) -> None:
+    """
+    Converts a `.pth` file of the authors' releases and logs what became of its tensors.
 
-    state_dict = model_state_dict(load_checkpoint_file(args.official), args.official)
-    class_ids = None if args.keep_91_classes else COCO_CATEGORY_IDS
-    converted = convert_official_state_dict(state_dict, class_ids=class_ids)
+    Args:
+        official, converted: paths of the file to read and of the one to write.
+        keep_91_classes: keep the rows of the class heads as they are, indexed by COCO category id,
+            instead of the 80 of :data:`COCO_CATEGORY_IDS`.
+    """
+    state_dict = model_state_dict(load_checkpoint_file(official), official)
+    class_ids = None if keep_91_classes else COCO_CATEGORY_IDS
+    weights = convert_official_state_dict(state_dict, class_ids=class_ids)
     refines = any(map(_TIED.match, state_dict))
-    save_atomically({"model": converted, REFINES: refines}, args.converted)
-    logger.info(conversion_report(state_dict, converted))
-    logger.info(f"saved to {args.converted}")
-
-
-if __name__ == "__main__":
-    main()
+    save_atomically({"model": weights, REFINES: refines}, converted)
+    logger.info(conversion_report(state_dict, weights))
+    logger.info(f"saved to {converted}")

@@ -1,11 +1,5 @@
-"""
-Pictures of predictions beside the ground truth.
+"""Pictures of predictions beside the ground truth, and what `ddetr visualize` draws."""
 
-``python -m detectron2_ddetr.visualization.predictions --config-file X`` draws them for a trained
-model, and the curves of its training.
-"""
-
-import argparse
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -17,22 +11,20 @@ import numpy as np
 import torch
 
 from ..checkpoint.checkpointer import Checkpointer
-from ..config import load_config
-from ..data.coco_json import add_dataset_argument, check_datasets, register_coco_json
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..toolbox import (
     BoxMode,
+    CfgNode,
     DatasetCatalog,
     Instances,
     MetadataCatalog,
     build_model,
     detection_utils,
-    setup_logger,
 )
 from .curves import plot_training_curves
 from .drawing import MARGIN, draw_boxes, text_line
 
-logger = logging.getLogger("detectron2_ddetr.visualization.predictions")  # also as __main__
+logger = logging.getLogger(__name__)
 
 PANEL_SIDE = 800  # long side of one picture of the mosaic, px
 
@@ -114,34 +106,21 @@ def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([text_line(text, panel.shape[1], 12.0, left=0), panel])
 
 
-def _parse_args(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m detectron2_ddetr.visualization.predictions",
-        description="Draws predictions beside the ground truth, and the curves of the training.",
-    )
-    parser.add_argument("--config-file", required=True)
-    add_dataset_argument(parser)
-    parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST[0]")
-    parser.add_argument("--score-threshold", type=float, default=0.4)
-    parser.add_argument("--output", help="folder of the pictures; default: OUTPUT_DIR")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    return parser.parse_args(args)
+def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: float) -> None:
+    """
+    Draws predictions.png with the last checkpoint, and curves.png if there are metrics.
 
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Draws predictions.png with the last checkpoint, and curves.png if there are metrics."""
-    options = _parse_args(args)
-    setup_logger(name=__package__)
-    cfg = load_config(options.config_file, options.opts)
-    for dataset in options.dataset:
-        register_coco_json(*dataset)
-    check_datasets(cfg, eval_only=True)
-    output = options.output or cfg.OUTPUT_DIR
+    Args:
+        cfg: of the run; its data sets are registered.
+        output: folder of the pictures.
+        num_images: of DATASETS.TEST[0].
+        score_threshold: predictions below it are not drawn.
+    """
     model = build_model(cfg).eval()
     Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True).resume_or_load(cfg.MODEL.WEIGHTS)
 
     name = cfg.DATASETS.TEST[0]
-    dataset_dicts = list(islice(DatasetCatalog.get(name), options.num_images))
+    dataset_dicts = list(islice(DatasetCatalog.get(name), num_images))
     mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
     with torch.no_grad():
         # One at a time: padding changes the result a little.
@@ -151,7 +130,7 @@ def main(args: Sequence[str] | None = None) -> None:
         zip(dataset_dicts, results),
         MetadataCatalog.get(name).thing_classes,
         path,
-        score_threshold=options.score_threshold,
+        score_threshold=score_threshold,
     )
     logger.info("Wrote %s", path)
     metrics_json = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
@@ -161,7 +140,3 @@ def main(args: Sequence[str] | None = None) -> None:
         logger.info("Wrote %s", path)
     else:
         logger.warning("No %s, so no curves are drawn", metrics_json)
-
-
-if __name__ == "__main__":
-    main()

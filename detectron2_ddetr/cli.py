@@ -1,0 +1,166 @@
+"""The command `ddetr`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from . import model_zoo
+from .checkpoint import official
+from .collect_env import describe_environment
+from .data.coco_json import add_dataset_argument, check_coco_json
+from .engine import run
+from .errors import InputError, MissingFileError, explained
+from .toolbox import launch, setup_logger
+from .visualization.predictions import visualize_run
+
+EPILOG = """
+examples:
+  ddetr train --config-file quick_start.yaml
+  ddetr train --config-file deformable_detr_R_50_50ep.yaml --num-gpus 8 OUTPUT_DIR output/first
+  ddetr train --config-file quick_start.yaml --dataset cats_train train.json images/ \\
+      --dataset cats_val val.json images/ DATASETS.TRAIN cats_train DATASETS.TEST cats_val \\
+      MODEL.DETR.NUM_CLASSES 2
+  ddetr eval output/first
+  ddetr visualize output/first
+
+A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what the arguments say; an error that explains itself is shown without a traceback."""
+    words, folder = list(sys.argv[1:] if arguments is None else arguments), ""
+    # Taken out by hand: for argparse, the first word that is no option begins the KEY VALUE pairs.
+    if len(words) > 1 and words[0] in ("eval", "visualize") and not words[1].startswith("-"):
+        folder = words.pop(1)
+    args = _parser().parse_args(words)
+    args.run = folder
+    command = vars(args).pop("command")
+    with explained(args.traceback):
+        command(args)
+
+
+def run_everywhere(args: argparse.Namespace) -> None:
+    """:func:`run.main` in all processes of a training or an evaluation."""
+    args.config_file = find_config(args.config_file)
+    launch(
+        _run_here,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def _run_here(args: argparse.Namespace) -> None:
+    with explained(args.traceback):
+        run.main(args)
+
+
+def find_config(config_file: str) -> str:
+    """A path as it is, or else the path of a config of the model zoo."""
+    if not config_file:
+        raise InputError("--config-file is missing: give a YAML file or a name of the model zoo")
+    return config_file if os.path.isfile(config_file) else model_zoo.get_config_file(config_file)
+
+
+def read_run(args: argparse.Namespace, output: str = "") -> None:
+    """
+    Takes config and weights from the folder of a run, unless there is a --config-file.
+
+    Args:
+        args: `config_file` and `opts` become those of `run`, with its last checkpoint.
+        output: the folder inside the run's to write to.
+    """
+    folder = args.run
+    if args.config_file:
+        args.config_file = find_config(args.config_file)
+        return
+    if not os.path.isdir(folder):
+        what = f"there is no folder {folder}" if folder else "nothing is given"
+        raise MissingFileError(f"{what}: name the folder of a run first, or give --config-file")
+    for name in ("config.yaml", "last_checkpoint"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise MissingFileError(
+                f"{folder} has no {name}, so it is not the folder of a run; that is what "
+                "OUTPUT_DIR was in training"
+            )
+    with open(os.path.join(folder, "last_checkpoint"), encoding="utf-8") as file:
+        weights = os.path.join(folder, file.read().strip())
+    args.config_file = os.path.join(folder, "config.yaml")
+    args.opts = ["OUTPUT_DIR", os.path.join(folder, output), "MODEL.WEIGHTS", weights, *args.opts]
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    # A folder of its own: the config and the log of the run stay those of its training.
+    read_run(args, output="eval")
+    run_everywhere(args)
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    read_run(args)
+    setup_logger(name="detectron2_ddetr")
+    cfg = run.load(args)
+    visualize_run(cfg, args.output or cfg.OUTPUT_DIR, args.num_images, args.score_threshold)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    setup_logger(name="detectron2_ddetr")
+    official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_coco_json(args.json, args.images)
+    sys.stdout.write(f"{args.json}: no problem found\n")
+
+
+def _env(args: argparse.Namespace) -> None:
+    sys.stdout.write(describe_environment() + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ddetr", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable, summary: str, **options) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, **options)
+        added.set_defaults(command=command)
+        return added
+
+    def add_run(name: str, command: Callable, summary: str, **defaults) -> None:
+        add(name, command, summary, parents=[run.run_argument_parser()], add_help=False)
+        commands.choices[name].set_defaults(**defaults)
+
+    add_run("train", run_everywhere, "train from a config")
+    add_run("eval", _evaluate, "evaluate the folder of a run (first), or a config", eval_only=True)
+
+    visualize = add("visualize", _visualize, "draw predictions and curves of a run (first)")
+    visualize.add_argument("--config-file", default="", help="instead of the folder of a run")
+    add_dataset_argument(visualize)
+    visualize.add_argument("--num-images", type=int, default=4, help="of the first test set")
+    visualize.add_argument("--score-threshold", type=float, default=0.4)
+    visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
+    check = add("check", _check, "check a COCO json, and that its images are there")
+    check.add_argument("json", help="annotations in COCO's format")
+    check.add_argument("images", help="folder that the file names are relative to")
+    convert = add("convert", _convert, "convert a checkpoint of the official code")
+    convert.add_argument("official", help="the .pth file")
+    convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
+    convert.add_argument(
+        "--keep-91-classes",
+        action="store_true",
+        help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
+        "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
+    )
+    for command in (visualize, check, convert, add("env", _env, "print what is in use")):
+        command.add_argument("--traceback", action="store_true", help="show where an error arose")
+    visualize.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

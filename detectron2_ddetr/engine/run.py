@@ -1,0 +1,86 @@
+"""One run of the command line: train, or evaluate, in every process that takes part."""
+
+import argparse
+import logging
+
+import torch
+
+from ..checkpoint.checkpointer import Checkpointer
+from ..config import load_config
+from ..data.coco_json import add_dataset_argument, check_datasets
+from ..data.given_datasets import use_given_datasets
+from ..errors import InputError
+from ..toolbox import (
+    CfgNode,
+    comm,
+    default_argument_parser,
+    default_setup,
+    describe_toolbox,
+    setup_logger,
+    verify_results,
+)
+from .trainer import Trainer
+
+logger = logging.getLogger("detectron2_ddetr")
+
+
+def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """detectron2's arguments, `--dataset` and `--traceback`."""
+    parser = default_argument_parser(epilog)
+    add_dataset_argument(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    return parser
+
+
+def load(args: argparse.Namespace, *, eval_only: bool = True) -> CfgNode:
+    """The config that `args` ask for, its data sets registered and checked; logs which."""
+    cfg = load_config(args.config_file, args.opts)
+    check_device(cfg)
+    cfg.defrost()
+    notes = use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only)
+    cfg.freeze()
+    for note in notes:
+        logger.info(note)
+    check_datasets(cfg, eval_only=eval_only)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, check the data sets and start logging, before anything is built."""
+    output = load_config(args.config_file, args.opts).OUTPUT_DIR
+    setup_logger(output, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
+    logger.info(f"toolbox: {describe_toolbox()}")
+    cfg = load(args, eval_only=args.eval_only)
+    default_setup(cfg, args)
+    return cfg
+
+
+def check_device(cfg: CfgNode) -> None:
+    """
+    Raises:
+        InputError: when MODEL.DEVICE is a GPU and there is none.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        built = "" if torch.version.cuda else ", and this PyTorch is built without CUDA"
+        raise InputError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but PyTorch finds no GPU with a working "
+            f"driver here{built}: add MODEL.DEVICE cpu, or mend the driver"
+        )
+
+
+def main(args: argparse.Namespace) -> dict | None:
+    """Train or evaluate as `args` say; the results of the last evaluation on the main process."""
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST is empty: name a data set to evaluate on")
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
