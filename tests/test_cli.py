@@ -173,6 +173,13 @@ def test_without_a_gpu_the_remedy_is_said(tmp_path):
         cli.main(["train", "--config-file", name, "OUTPUT_DIR", str(tmp_path / "o")])
 
 
+def test_an_output_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    words = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "file" / "run")]
+    with pytest.raises(SystemExit, match="OUTPUT_DIR .*file/run': Not a directory"):
+        cli.main(["train", "--config-file", "quick_start.yaml", *words])
+
+
 def test_check(capsys):
     cli.main(["check", *VAL])
     assert "no problem found" in capsys.readouterr().out

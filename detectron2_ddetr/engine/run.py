@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 import torch
 
@@ -32,26 +33,36 @@ def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def load(args: argparse.Namespace, *, eval_only: bool = True) -> CfgNode:
-    """The config that `args` ask for, its data sets registered and checked; logs which."""
+def load(args: argparse.Namespace) -> CfgNode:
+    """The config that `args` ask for, to evaluate with; its test sets are registered and sound."""
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg)
-    cfg.defrost()
-    notes = use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only)
-    cfg.freeze()
-    for note in notes:
-        logger.info(note)
-    check_datasets(cfg, eval_only=eval_only)
-    return cfg
+    return use_datasets(cfg, args, eval_only=True)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
-    output = load_config(args.config_file, args.opts).OUTPUT_DIR
-    setup_logger(output, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
+    cfg = load_config(args.config_file, args.opts)
+    check_device(cfg)
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r}: {error.strerror}") from error
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
     logger.info(f"toolbox: {describe_toolbox()}")
-    cfg = load(args, eval_only=args.eval_only)
+    cfg = use_datasets(cfg, args, eval_only=args.eval_only)
     default_setup(cfg, args)
+    return cfg
+
+
+def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> CfgNode:
+    """The config with the data sets that `args` give, all of them registered and checked."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for note in use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only):
+        logger.info(note)
+    cfg.freeze()
+    check_datasets(cfg, eval_only=eval_only)
     return cfg
 
 
