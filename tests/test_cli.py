@@ -173,6 +173,12 @@ def test_without_a_gpu_the_remedy_is_said(tmp_path):
         cli.main(["train", "--config-file", name, "OUTPUT_DIR", str(tmp_path / "o")])
 
 
+def test_weights_that_would_not_be_read_are_refused(tmp_path):
+    words = ["--config-file", "quick_start.yaml", "--resume", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(SystemExit, match="MODEL.WEIGHTS and --resume.*leave one out"):
+        cli.main(["eval", *words, "MODEL.WEIGHTS", "x.pth"])
+
+
 def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     words = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "file" / "run")]

@@ -43,7 +43,7 @@ def load(args: argparse.Namespace) -> CfgNode:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
     cfg = load_config(args.config_file, args.opts)
-    check_device(cfg)
+    check_device(cfg, args.num_gpus)
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
@@ -66,16 +66,26 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     return cfg
 
 
-def check_device(cfg: CfgNode) -> None:
+def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
     """
+    Args:
+        num_gpus: how many processes are to have a GPU each.
+
     Raises:
-        InputError: when MODEL.DEVICE is a GPU and there is none.
+        InputError: when MODEL.DEVICE is a GPU and there are not that many.
     """
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", and this PyTorch is built without CUDA"
         raise InputError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but PyTorch finds no GPU with a working "
             f"driver here{built}: add MODEL.DEVICE cpu, or mend the driver"
+        )
+    if num_gpus > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus {num_gpus}, but there are {torch.cuda.device_count()} here: give fewer, or "
+            "add MODEL.DEVICE cpu"
         )
 
 
@@ -86,6 +96,11 @@ def main(args: argparse.Namespace) -> dict | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
+    if args.resume and "MODEL.WEIGHTS" in args.opts[::2]:
+        raise InputError(
+            "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "
+            "both be evaluated: leave one out"
+        )
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a data set to evaluate on")
     model = Trainer.build_model(cfg)
