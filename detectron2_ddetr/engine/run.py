@@ -84,7 +84,7 @@ def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
         )
     if num_gpus > torch.cuda.device_count():
         raise InputError(
-            f"--num-gpus {num_gpus}, but there are {torch.cuda.device_count()} here: give fewer, or "
+            f"--num-gpus {num_gpus}, but there are {torch.cuda.device_count()}: give fewer, or "
             "add MODEL.DEVICE cpu"
         )
 
