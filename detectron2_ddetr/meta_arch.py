@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .build import build_criterion, build_head
+from .checkpoint.frozen import check_frozen_layers, watch_loading
+from .checkpoint.reading import read_alike
 from .config import check_config
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .toolbox import (
@@ -57,6 +59,10 @@ class SetDetector(nn.Module):
         self.num_detections = num_detections
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        # So that weights are read alike whoever loads them, detectron2's checkpointer included.
+        read_alike(self)
+        watch_loading(self)
+        self._frozen_layers_are_checked = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -98,6 +104,9 @@ class SetDetector(nn.Module):
             trainer sums them. Otherwise one {"instances": Instances} per image with `pred_boxes`,
             `scores`, `pred_classes`, clipped to the image, best first.
         """
+        if self.training and torch.is_grad_enabled() and not self._frozen_layers_are_checked:
+            check_frozen_layers(self)
+            self._frozen_layers_are_checked = True
         images = self.preprocess_image(batched_inputs)
         outputs = self.network_outputs(images)
         if self.training:

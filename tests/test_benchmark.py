@@ -117,6 +117,12 @@ def test_inference_is_not_training():
     assert not all(torch.equal(p, q) for p, q in zip(before, model.parameters()))
 
 
+def test_frozen_layers_are_timed_with_random_weights(capsys):
+    """Which a training would refuse."""
+    benchmark.main([*COMMON, *SMALL, "MODEL.BACKBONE.FREEZE_AT", "2"])
+    assert len(rows(capsys.readouterr().out)) > 1
+
+
 def test_the_sides_take_turns():
     order = []
     ticks = iter(range(100))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from detectron2_ddetr.build import build_head
 from detectron2_ddetr.checkpoint.checkpointer import check_state_dict
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file, model_state_dict
 from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS, conversion_report, convert_file
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
 
 from . import golden_cases as golden
@@ -178,6 +180,39 @@ def test_heads_without_these_rows_are_refused():
     assert convert_official_state_dict(official)["head.class_embed.0.bias"].shape == (20,)
     with pytest.raises(ValueError, match="class_embed.0.*20 classes.*90"):
         convert_official_state_dict(official, class_ids=COCO_CATEGORY_IDS)
+
+
+@pytest.mark.parametrize(
+    "class_ids, words",
+    [
+        ([-1], "from 0, got -1"),
+        ([3, -91], "from 0, got -91"),
+        ([5, 7, 5], "5 more than once"),
+        ([], "empty"),
+        ([True, False], "got True"),
+        ([1, True], "got True"),
+        ([2.0], "got 2.0"),
+        ([float("nan")], "got nan"),
+        ("12", "got '1'"),
+        (["3"], "got '3'"),
+        ([None], "got None"),
+        ([[1, 2]], "got \\[1, 2\\]"),
+        (7, "a list.*got 7"),
+        ([91], "91 classes, but row 91"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_class_ids_that_are_no_rows_are_refused(class_ids, words, variant):
+    with pytest.raises(InputError, match=words):
+        convert_official_state_dict(official_zeros(variant), class_ids=class_ids)
+
+
+def test_any_kind_of_row_numbers_will_do():
+    """Numbers of numpy, and anything that can be iterated."""
+    official = official_zeros("refine")
+    for ids in (np.array([4, 2]), range(2), (i for i in (7, 3)), {5: "cat", 6: "dog"}):
+        converted = convert_official_state_dict(official, class_ids=ids)
+        assert converted["head.class_embed.0.bias"].shape == (2,)
 
 
 def official_file(path, variant):

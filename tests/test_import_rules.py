@@ -289,7 +289,7 @@ class OtherCriterion(SetCriterion):
 
 def test_users_can_register_a_transformer_and_a_criterion():
     opts = [NODE + "TRANSFORMER", "build_other_transformer", NODE + "CRITERION", "OtherCriterion"]
-    model = build_model(small_cfg(*opts))
+    model = build_model(small_cfg(*opts, "MODEL.BACKBONE.FREEZE_AT", 0))
     assert isinstance(model.head.transformer, OtherTransformer)
     assert isinstance(model.criterion, OtherCriterion)
     assert set(model(batch())) > {"loss_ce", "loss_ce_0"}
@@ -309,7 +309,7 @@ def batch():
 def fingerprint(*opts):
     """Shapes of the weights, kinds of the parts, losses and matching costs of one step."""
     torch.manual_seed(0)
-    model = build_model(small_cfg(*opts))
+    model = build_model(small_cfg(*opts, "MODEL.BACKBONE.FREEZE_AT", 0))
     for parameter in model.head.parameters():  # zeros would hide what they multiply
         nn.init.normal_(parameter, std=0.1)
     torch.manual_seed(0)

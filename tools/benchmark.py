@@ -191,6 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(max(cfg.SEED, 0))
     model = Trainer.build_model(cfg)
+    # Frozen layers count as loaded: only the time is of interest.
+    model.load_state_dict(model.state_dict(), strict=False)
     device = model.device
     load = os.getloadavg()[0]
     if args.image_size:

@@ -3,16 +3,21 @@
 import glob
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
+from .class_names import CLASS_NAMES, class_names_of, difference_of_names
 from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
-from .torchvision import convert_torchvision_state_dict
+from .fit import check_refinement, check_state_dict
+from .reading import read_state_dict
 
 logger = logging.getLogger(__name__)
+
+_DETECTRON2_FILES = "https://dl.fbaipublicfiles.com/detectron2/"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -20,24 +25,39 @@ class Checkpointer(DetectionCheckpointer):
     detectron2's checkpointer, made safe in three ways: files are read without running code,
     weights must fit the model exactly, and a file is complete or not there at all.
 
-    `MODEL.WEIGHTS` may be a checkpoint of this package, or a torchvision ResNet for the backbone.
+    `MODEL.WEIGHTS` may be whatever :func:`read_state_dict` knows.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, needs_head: bool = False, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        needs_head: bool = False,
+        class_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ):
         """
         Args:
             needs_head: refuse weights of the backbone alone, and none at all: for evaluation.
+            class_names: of the data set, by class number. They are saved, and compared with those
+                of a file that is loaded: to evaluate or to resume they must be equal, and weights
+                to start from may have others.
             kwargs: of :class:`DetectionCheckpointer`, with what to save beside the model.
         """
         super().__init__(model, save_dir, **kwargs)
         self.needs_head = needs_head
+        self.class_names = None if class_names is None else list(class_names)
+        self._resumes = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save as `name`.pth and tag it as the last checkpoint, each atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
         # Tensors alone do not tell shared heads from refining ones.
-        data = {"model": self.model.state_dict(), REFINES: self.model.head.with_box_refine}
+        data = {"model": self.model.state_dict(), REFINES: getattr(self.model.head, REFINES, None)}
+        if self.class_names is not None:
+            data[CLASS_NAMES] = self.class_names
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -55,114 +75,71 @@ class Checkpointer(DetectionCheckpointer):
             os.fsync(f.fileno())
         os.replace(f"{path}.tmp", path)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """
+        Args:
+            checkpointables: what to load beside the model; None, to resume, for all.
+
         Raises:
-            FileNotFoundError, ValueError: naming the file and what to do; the model is unchanged.
+            MissingFileError, InputError: naming the file and what to do; the model is unchanged.
         """
         if self.needs_head and not path:
-            raise ValueError("no weights to evaluate: set MODEL.WEIGHTS, or give --resume")
-        if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"checkpoint {path} does not exist; check MODEL.WEIGHTS, or the file "
-                "last_checkpoint in OUTPUT_DIR"
-            )
+            raise InputError("no weights to evaluate: set MODEL.WEIGHTS, or give --resume")
+        self._resumes = checkpointables is None
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path and self._local_path(path), checkpointables)
         finally:
             # detectron2's, which after a refusal would refuse every other file too.
             self._parsed_url_during_load = None
 
+    def _local_path(self, path: str) -> str:
+        """Where the file is on this machine; an address is downloaded first."""
+        if "://" not in path:
+            if not os.path.isfile(path):
+                raise MissingFileError(
+                    f"checkpoint {path} does not exist; check MODEL.WEIGHTS, or the file "
+                    "last_checkpoint in OUTPUT_DIR"
+                )
+            return path
+        address = path.partition("?")[0].replace("detectron2://", _DETECTRON2_FILES)
+        try:
+            local = self.path_manager.get_local_path(address)
+        except OSError as error:
+            raise MissingFileError(
+                f"{path} cannot be downloaded ({error}); download it on a machine that can, and "
+                "set MODEL.WEIGHTS to the copy"
+            ) from error
+        if not os.path.isfile(local):
+            raise MissingFileError(
+                f"{path}: such addresses cannot be downloaded; get the file by other means, and "
+                "set MODEL.WEIGHTS to the copy"
+            )
+        return local
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = load_checkpoint_file(filename)
         state_dict = model_state_dict(checkpoint, filename)
-        if "model" not in checkpoint:
-            checkpoint = {"model": state_dict}
-        if "layer1.0.conv1.weight" in state_dict:
-            checkpoint["model"] = convert_torchvision_state_dict(state_dict)
-        refines = checkpoint.pop(REFINES, None)
-        wants = self.model.head.with_box_refine
-        if refines not in (None, wants):
-            raise ValueError(
-                f"{filename} does not fit this config: it was made with "
-                f"MODEL.DETR.WITH_BOX_REFINE {refines}, the config has {wants}"
+        check_refinement(checkpoint.get(REFINES), self.model, filename)
+        tensors, family, part = read_state_dict(state_dict, self.model, filename)
+        source = f"{filename}, {family}," if family else filename
+        expected = self.model.state_dict()
+        check_state_dict(tensors, expected, source, needs_head=self.needs_head, part=part)
+        if part:
+            logger.info(f"{filename} holds backbone weights only; the rest starts from scratch")
+        self._check_class_names(class_names_of(checkpoint, filename), filename)
+        consumed = {"model", REFINES, CLASS_NAMES, *state_dict}  # and the rest is for the caller
+        extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
+        return {"model": tensors, **extra}
+
+    def _check_class_names(self, found: list[str] | None, filename: str) -> None:
+        if found is None or self.class_names is None:
+            return
+        if not (difference := difference_of_names(found, self.class_names)):
+            return
+        if self.needs_head or self._resumes:
+            raise InputError(
+                f"{filename} was trained on {difference}. Give the data set that it was trained "
+                "on, or number the categories of this one alike: classes are in the order of "
+                "their ids"
             )
-        check_state_dict(
-            checkpoint["model"], self.model.state_dict(), filename, needs_head=self.needs_head
-        )
-        return checkpoint
-
-
-def check_state_dict(
-    checkpoint: dict[str, Tensor], model: dict[str, Tensor], filename: str, needs_head: bool = False
-) -> None:
-    """
-    A checkpoint must fit: all tensors of the model, or all of its backbone, in the right shapes.
-
-    Raises:
-        ValueError: saying what the checkpoint is and what the config wants.
-    """
-    if "transformer.level_embed" in checkpoint:
-        raise ValueError(
-            f"{filename}: a checkpoint of the official code. Convert it first: "
-            "ddetr convert OFFICIAL.pth CONVERTED.pth"
-        )
-    wanted = set(model)
-    if checkpoint and all(key.startswith("backbone.") for key in checkpoint):
-        if needs_head:
-            raise ValueError(
-                f"{filename} holds the weights of a backbone, not a trained detector: set "
-                "MODEL.WEIGHTS to a checkpoint of one, or give --resume"
-            )
-        wanted = {key for key in model if key.startswith("backbone.")}
-        logger.info(f"{filename} holds backbone weights only; the rest starts from scratch")
-    checks = _differences(checkpoint, model)
-    missing, unexpected = sorted(wanted - set(checkpoint)), sorted(set(checkpoint) - wanted)
-    shapes = [
-        f"{key} {tuple(checkpoint[key].shape)} but the model has {tuple(model[key].shape)}"
-        for key in sorted(wanted & set(checkpoint))
-        if checkpoint[key].shape != model[key].shape
-    ]
-    if not (missing or unexpected or shapes or checks):
-        return
-    lines = checks or [
-        f"{len(found)} {what}, the first: {found[0]}"
-        for what, found in (
-            ("tensors are missing", missing),
-            ("tensors are not in the model", unexpected),
-            ("tensors have another shape", shapes),
-        )
-        if found
-    ]
-    raise ValueError(f"{filename} does not fit this config: " + "; ".join(lines))
-
-
-def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
-    """Differences that a config key explains, in words."""
-    if not any(key.startswith("head.") for key in checkpoint):
-        return []
-    lines = []
-    for what, key, of in (
-        ("TWO_STAGE", "head.transformer.enc_output.weight", _contains),
-        ("NUM_FEATURE_LEVELS", "head.transformer.level_embed", _length),
-        ("NUM_CLASSES", "head.class_embed.0.bias", _length),
-        ("NUM_QUERIES", "head.query_embed.weight", _length),
-        ("ENC_LAYERS", "head.transformer.encoder.layers.", _num_layers),
-        ("DEC_LAYERS", "head.transformer.decoder.layers.", _num_layers),
-    ):
-        found, expected = of(checkpoint, key), of(model, key)
-        if found != expected and None not in (found, expected):
-            lines.append(f"it was made with MODEL.DETR.{what} {found}, the config has {expected}")
-    return lines
-
-
-def _contains(state_dict: dict[str, Tensor], key: str) -> bool:
-    return key in state_dict
-
-
-def _length(state_dict: dict[str, Tensor], key: str) -> int | None:
-    return len(state_dict[key]) if key in state_dict else None
-
-
-def _num_layers(keys: Iterable[str], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
+        logger.warning(f"{filename} was trained on {difference}. Training starts from its weights")

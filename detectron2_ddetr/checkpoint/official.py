@@ -9,10 +9,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
 from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
 from .torchvision import torchvision_to_detectron2
@@ -37,7 +39,7 @@ def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
         (official key, our key or None, what it is) in the order of `keys`.
 
     Raises:
-        ValueError: naming keys that are not of Deformable DETR.
+        InputError: naming keys that are not of Deformable DETR.
     """
     plan, unknown = [], []
     for key in keys:
@@ -54,7 +56,7 @@ def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
         else:
             unknown.append(key)
     if unknown or not any(name for _, name, _ in plan):
-        raise ValueError(
+        raise InputError(
             "not a state dict of the official Deformable DETR; "
             f"{len(unknown)} unknown keys: {unknown[:5]}"
         )
@@ -74,8 +76,11 @@ def convert_official_state_dict(
             keeps its objectness row first whatever is chosen.
 
     Raises:
-        ValueError: for unknown keys, copies of a tensor that differ, or rows that do not exist.
+        InputError: for unknown keys, copies of a tensor that differ, or `class_ids` that are not
+            different rows.
     """
+    if class_ids is not None:
+        class_ids = _checked_rows(class_ids)
     _check_copies(state_dict)
     converted = {}
     num_decoder_layers = _num_decoder_layers(state_dict)
@@ -84,19 +89,44 @@ def convert_official_state_dict(
             continue
         tensor = state_dict[key]
         if class_ids is not None and (head := _CLASS_HEAD.match(key)):
-            rows = list(class_ids)
+            rows = class_ids
             if int(head[1]) == num_decoder_layers:  # the encoder's
                 # Its other rows were trained as pure background; any will do.
                 rows = [OBJECTNESS_CHANNEL] + [r for r in rows if r != OBJECTNESS_CHANNEL]
                 rows = rows[: len(class_ids)]
             if max(rows) >= len(tensor):
-                raise ValueError(
+                raise InputError(
                     f"{key} has {len(tensor)} classes, but row {max(rows)} is asked for: choose "
                     "other class_ids, or keep all rows (--keep-91-classes)"
                 )
             tensor = tensor[rows]
         converted[name] = tensor
     return converted
+
+
+def _checked_rows(class_ids: Sequence[int]) -> list[int]:
+    """`class_ids` as a list of ints, none negative, none twice."""
+    try:
+        rows = list(class_ids)
+    except TypeError:
+        raise InputError(f"class_ids must be a list of row numbers, got {class_ids!r}") from None
+    if not rows:
+        raise InputError("class_ids is empty: a model needs at least one class; None keeps all")
+    wrong = [i for i in rows if isinstance(i, bool) or not isinstance(i, Integral) or i < 0]
+    if wrong:
+        raise InputError(
+            f"class_ids must be row numbers of the class heads, whole and from 0, got {wrong[0]!r}"
+        )
+    if twice := [i for i, count in Counter(rows).items() if count > 1]:
+        raise InputError(
+            f"class_ids has {twice[0]} more than once; each class needs a row of its own"
+        )
+    return [int(i) for i in rows]
+
+
+def has_refining_heads(state_dict: dict[str, Tensor]) -> bool:
+    """Whether an official model refines boxes: only then has its decoder heads of its own."""
+    return any(map(_TIED.match, state_dict))
 
 
 def _num_decoder_layers(keys: Iterable[str]) -> int:
@@ -111,16 +141,16 @@ def _check_copies(state_dict: dict[str, Tensor]) -> None:
         if not tied:
             continue
         if tied[1] not in state_dict:
-            raise ValueError(f"{key} is a copy of {tied[1]}, which is missing")
+            raise InputError(f"{key} is a copy of {tied[1]}, which is missing")
         if not torch.equal(state_dict[key], state_dict[tied[1]]):
-            raise ValueError(f"{key} and {tied[1]} are one tensor officially, but differ here")
+            raise InputError(f"{key} and {tied[1]} are one tensor officially, but differ here")
 
 
 def conversion_report(state_dict: dict[str, Tensor], converted: dict[str, Tensor]) -> str:
     """What was mapped and what was dropped, as a few lines of text."""
     counts = Counter(what for _, _, what in plan_conversion(state_dict))
     two_stage = "transformer.enc_output.weight" in state_dict
-    refine = any(_TIED.match(key) for key in state_dict)
+    refine = has_refining_heads(state_dict)
     levels = len(state_dict["transformer.level_embed"])
     variant = (
         "two-stage" if two_stage else "box refinement" if refine else "one-stage, no refinement"
@@ -150,7 +180,6 @@ def convert_file(official: str, converted: str, *, keep_91_classes: bool = False
     state_dict = model_state_dict(load_checkpoint_file(official), official)
     class_ids = None if keep_91_classes else COCO_CATEGORY_IDS
     weights = convert_official_state_dict(state_dict, class_ids=class_ids)
-    refines = any(map(_TIED.match, state_dict))
-    save_atomically({"model": weights, REFINES: refines}, converted)
+    save_atomically({"model": weights, REFINES: has_refining_heads(state_dict)}, converted)
     logger.info(conversion_report(state_dict, weights))
     logger.info(f"saved to {converted}")

@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> dict | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    if args.resume and "MODEL.WEIGHTS" in args.opts[::2]:
+    if args.resume and cfg.MODEL.WEIGHTS and "MODEL.WEIGHTS" in args.opts[::2]:
         raise InputError(
             "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "
             "both be evaluated: leave one out"

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.frozen import check_frozen_layers
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.train_loader import build_train_loader
 from ..toolbox import (
@@ -123,6 +124,11 @@ class Trainer(DefaultTrainer):
         """
         super().resume_or_load(resume)
         self.completed_iter = self.start_iter - 1
+
+    def train(self) -> dict | None:
+        # The model checks it as well, but only when there is a first checkpoint to resume from.
+        check_frozen_layers(self.model)
+        return super().train()
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter

@@ -1,0 +1,99 @@
+"""Whether weights fit a model, and if not, which config key says why."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
+    """
+    Args:
+        found: whether the weights are of a model whose layers have heads of their own; None when
+            that is unknown.
+
+    Raises:
+        InputError: when the model is of the other kind.
+    """
+    wanted = getattr(model.head, "with_box_refine", None)
+    if None not in (found, wanted) and found != wanted:
+        raise InputError(
+            f"{source} does not fit this config: it was made with "
+            f"MODEL.DETR.WITH_BOX_REFINE {found}, the config has {wanted}"
+        )
+
+
+def check_state_dict(
+    checkpoint: dict[str, Tensor],
+    model: dict[str, Tensor],
+    filename: str,
+    needs_head: bool = False,
+    part: str = "",
+) -> None:
+    """
+    A checkpoint must fit: all tensors of the model, or of `part` of it, in the right shapes.
+
+    Args:
+        needs_head: whether weights of the backbone alone are refused.
+        part: how the names of the tensors begin that must be there.
+
+    Raises:
+        InputError: saying what the checkpoint is and what the config wants.
+    """
+    if part and needs_head:
+        raise InputError(
+            f"{filename} holds the weights of a backbone, not a trained detector: set "
+            "MODEL.WEIGHTS to a checkpoint of one, or give --resume"
+        )
+    wanted = {key for key in model if key.startswith(part)}
+    checks = _differences(checkpoint, model)
+    missing, unexpected = sorted(wanted - set(checkpoint)), sorted(set(checkpoint) - wanted)
+    shapes = [
+        f"{key} {tuple(checkpoint[key].shape)} but the model has {tuple(model[key].shape)}"
+        for key in sorted(wanted & set(checkpoint))
+        if checkpoint[key].shape != model[key].shape
+    ]
+    if not (missing or unexpected or shapes or checks):
+        return
+    lines = checks or [
+        f"{len(found)} {what}, the first: {found[0]}"
+        for what, found in (
+            ("tensors are missing", missing),
+            ("tensors are not in the model", unexpected),
+            ("tensors have another shape", shapes),
+        )
+        if found
+    ]
+    raise InputError(f"{filename} does not fit this config: " + "; ".join(lines))
+
+
+def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
+    """Differences that a config key explains, in words."""
+    if not any(key.startswith("head.") for key in checkpoint):
+        return []
+    lines = []
+    for what, key, of in (
+        ("TWO_STAGE", "head.transformer.enc_output.weight", _contains),
+        ("NUM_FEATURE_LEVELS", "head.transformer.level_embed", _length),
+        ("NUM_CLASSES", "head.class_embed.0.bias", _length),
+        ("NUM_QUERIES", "head.query_embed.weight", _length),
+        ("ENC_LAYERS", "head.transformer.encoder.layers.", _num_layers),
+        ("DEC_LAYERS", "head.transformer.decoder.layers.", _num_layers),
+    ):
+        found, expected = of(checkpoint, key), of(model, key)
+        if found != expected and None not in (found, expected):
+            lines.append(f"it was made with MODEL.DETR.{what} {found}, the config has {expected}")
+    return lines
+
+
+def _contains(state_dict: dict[str, Tensor], key: str) -> bool:
+    return key in state_dict
+
+
+def _length(state_dict: dict[str, Tensor], key: str) -> int | None:
+    return len(state_dict[key]) if key in state_dict else None
+
+
+def _num_layers(keys: Iterable[str], prefix: str) -> int:
+    return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})

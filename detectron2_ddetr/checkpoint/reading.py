@@ -1,0 +1,259 @@
+"""The one reading of weights: whatever family they are of, in the names of the model."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .caffe2 import convert_caffe2_state_dict, is_caffe2
+from .files import REFINES
+from .fit import check_refinement, check_state_dict
+from .official import COCO_CATEGORY_IDS, convert_official_state_dict, has_refining_heads
+from .torchvision import convert_torchvision_state_dict
+
+logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+_IN_RESNET = re.compile(r"^backbone\.(?:.*\.)?((?:stem|res\d)\..*)$")
+_CLASSIFIER = re.compile(r"^(stem\.)?(fc|linear)\.")
+#: Parts that only other detectors of detectron2 have.
+_OTHER_HEADS = ("proposal_generator.", "roi_heads.", "head.cls_subnet.", "head.bbox_subnet.")
+#: Checkpoints that nothing here converts, by a piece of their names.
+_UNREADABLE = {
+    ".attentions.0.": "detrex",
+    "bbox_head.": "mmdetection",
+    "backbone.conv_encoder.": "Hugging Face transformers",
+    "encoder.layers.0.self_attn.in_proj_weight": "DETR, whose transformer is another one,",
+}
+
+
+class Weights(NamedTuple):
+    """
+    tensors: under the names of the model.
+    family: what they are, in words; "" for weights of this package.
+    part: how the names of the model begin that they should fill; "" for all.
+    """
+
+    tensors: StateDict
+    family: str
+    part: str
+
+
+def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Weights:
+    """
+    Weights under the names of `model`, whichever of these they are:
+
+    * a detector of this package, or of the official code;
+    * a ResNet of torchvision, detectron2 or Caffe2;
+    * the model's own backbone, or that of another detector of detectron2.
+
+    All names may begin with the same words, such as "module.".
+
+    Args:
+        model: a :class:`SetDetector`. Its backbone may have the ResNet inside, as a feature
+            pyramid has.
+        source: what to call the weights in an error.
+
+    Raises:
+        InputError: when nothing of it belongs to the model, or its heads are of the other kind.
+    """
+    expected = model.state_dict()
+    found, family = state_dict, _family(state_dict, expected)
+    while family is None and (shorter := _without_shared_beginning(found)):
+        found, family = shorter, _family(shorter, expected)
+    if family is None:
+        if state_dict:
+            raise InputError(f"{source}: {_why_unreadable(state_dict)}")
+        return Weights(state_dict, "", "")
+    check_refinement(family.refines(found), model, source)
+    tensors = _settle(family.convert(found, expected), expected)
+    if family.name:
+        logger.info(f"{source}: {family.name}; {len(tensors)} tensors have a place in the model")
+        if family.caveat:
+            logger.warning(f"{source}: {family.name}; {family.caveat}")
+        tensors = _with_counters(tensors, expected)
+    parts = (_best_root(found, expected), _resnet_root(expected), "backbone.")
+    part = next((p for p in parts if p and tensors and all(k.startswith(p) for k in tensors)), "")
+    return Weights(tensors, family.name, part)
+
+
+def read_alike(model: nn.Module) -> None:
+    """
+    From now on `load_state_dict` of a :class:`SetDetector` reads what :func:`read_state_dict` does,
+    whoever calls it.
+    """
+    model.register_load_state_dict_pre_hook(_read_before_loading)
+    model.register_state_dict_post_hook(_note_refinement)
+
+
+def _note_refinement(model: nn.Module, state_dict: StateDict, _: str, metadata: dict) -> None:
+    """Beside the versions of the modules: tensors alone do not tell shared heads from refining."""
+    metadata[REFINES] = getattr(model.head, REFINES, None)
+
+
+def _read_before_loading(
+    model: nn.Module, state_dict: StateDict, prefix: str, metadata: dict, *_: Any
+) -> None:
+    """
+    Weights that had to be converted must fit completely, since no caller could tell from a list
+    in other names what of them is missing.
+    """
+    check_refinement(metadata.get(REFINES), model, "what is loaded")
+    own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    tensors, family, part = read_state_dict(own, model, "what is loaded")
+    if family:
+        check_state_dict(tensors, model.state_dict(), f"what is loaded, {family},", part=part)
+    if tensors is not own:
+        for key in own:
+            del state_dict[f"{prefix}{key}"]
+        state_dict.update({f"{prefix}{key}": value for key, value in tensors.items()})
+
+
+class _Family(NamedTuple):
+    name: str
+    recognise: Callable[[StateDict, StateDict], bool]
+    convert: Callable[[StateDict, StateDict], StateDict]
+    refines: Callable[[StateDict], bool | None] = lambda state_dict: None
+    caveat: str = ""
+
+
+def _family(state_dict: StateDict, expected: StateDict) -> _Family | None:
+    return next((f for f in _FAMILIES if f.recognise(state_dict, expected)), None)
+
+
+def _without_shared_beginning(state_dict: StateDict) -> StateDict:
+    """The same under names without their first word, if that is the same in all; else {}."""
+    words = {key.partition(".")[0] for key in state_dict}
+    if len(words) != 1 or not all("." in key for key in state_dict):
+        return {}
+    return {key.partition(".")[2]: value for key, value in state_dict.items()}
+
+
+def _project(state_dict: StateDict) -> str:
+    """The other project that the weights are of; "" if it is not known."""
+    of = (name for piece, name in _UNREADABLE.items() if any(piece in key for key in state_dict))
+    return next(of, "")
+
+
+def _why_unreadable(state_dict: StateDict) -> str:
+    if project := _project(state_dict):
+        return (
+            f"a checkpoint of {project} is not converted here; give one of this package or of "
+            "the official Deformable DETR, or weights of the backbone alone"
+        )
+    return (
+        f"does not fit this config: none of its {len(state_dict)} tensors, the first "
+        f"{next(iter(state_dict))}, belongs to the model. Known are checkpoints of this package "
+        "and of the official Deformable DETR, ResNets of torchvision, detectron2 and Caffe2, and "
+        "weights of the model's own backbone"
+    )
+
+
+def _best_root(keys: Iterable[str], expected: StateDict) -> str:
+    """Where in the backbone most of `keys` are found; "" if fewer than half are anywhere."""
+    keys, roots = set(keys), Counter()
+    for name in expected:
+        words = name.split(".")
+        for i in range(1, len(words)):
+            if ".".join(words[i:]) in keys:
+                roots[".".join(words[:i]) + "."] += 1
+    root, count = roots.most_common(1)[0] if roots else ("", 0)
+    return root if 2 * count > len(keys) and root.startswith("backbone.") else ""
+
+
+def _convert_bare(state_dict: StateDict, expected: StateDict) -> StateDict:
+    root = _best_root(state_dict, expected)
+    return {f"{root}{k}": v for k, v in state_dict.items() if not _CLASSIFIER.match(k)}
+
+
+def _convert_official(state_dict: StateDict, expected: StateDict) -> StateDict:
+    """Of the 91 rows for COCO's ids, the 80 of its classes where the model has 80."""
+    theirs, ours = state_dict.get("class_embed.0.bias"), expected.get("head.class_embed.0.bias")
+    lengths = [len(x) for x in (theirs, ours) if x is not None]
+    class_ids = COCO_CATEGORY_IDS if lengths == [91, 80] else None
+    return convert_official_state_dict(state_dict, class_ids=class_ids)
+
+
+def _convert_other_detector(state_dict: StateDict, expected: StateDict) -> StateDict:
+    return {
+        k: v
+        for k, v in state_dict.items()
+        if k.startswith("backbone.") and (k in expected or _IN_RESNET.match(k))
+    }
+
+
+_FAMILIES = (
+    _Family(
+        "a checkpoint of the official code",
+        lambda found, _: "transformer.level_embed" in found,
+        _convert_official,
+        has_refining_heads,
+    ),
+    _Family(
+        "another detector of detectron2, of which the backbone is taken",
+        lambda found, _: any(key.startswith(_OTHER_HEADS) for key in found),
+        _convert_other_detector,
+        caveat="compare INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and "
+        "MODEL.RESNETS.STRIDE_IN_1X1 with its config, since nothing in the file tells them",
+    ),
+    _Family(
+        "",
+        lambda found, expected: not found.keys().isdisjoint(expected) and not _project(found),
+        lambda found, _: found,
+    ),
+    _Family(
+        "a Caffe2 ResNet",
+        lambda found, _: is_caffe2(found),
+        lambda found, _: convert_caffe2_state_dict(found),
+        caveat="it expects INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], "
+        "MODEL.PIXEL_STD [1.0, 1.0, 1.0] and MODEL.RESNETS.STRIDE_IN_1X1 True",
+    ),
+    _Family(
+        "weights of a backbone",
+        lambda found, expected: bool(_best_root(found, expected)),
+        _convert_bare,
+    ),
+    _Family(
+        "a torchvision ResNet",
+        lambda found, _: "layer1.0.conv1.weight" in found,
+        lambda found, _: convert_torchvision_state_dict(found),
+    ),
+)
+
+
+def _resnet_root(expected: StateDict) -> str:
+    """How the names of the ResNet in the backbone begin; "backbone." without one."""
+    stem = "stem.conv1.weight"
+    roots = [k.removesuffix(stem) for k in expected if k.startswith("backbone.") and stem in k]
+    return roots[0] if len(roots) == 1 else "backbone."
+
+
+def _settle(tensors: StateDict, expected: StateDict) -> StateDict:
+    """Move a ResNet to where the model has it, without the stages that the model leaves out."""
+    strange = [key for key in tensors if key not in expected and _IN_RESNET.match(key)]
+    if not strange:
+        return tensors
+    root = _resnet_root(expected)
+    names = {key: key for key in tensors}
+    for key in strange:
+        inner = _IN_RESNET.match(key)[1]
+        stage = f"{root}{inner.partition('.')[0]}."
+        exists = any(name.startswith(stage) for name in expected)
+        names[key] = f"{root}{inner}" if exists and not _CLASSIFIER.match(inner) else ""
+    return {name: tensors[key] for key, name in names.items() if name}
+
+
+def _with_counters(tensors: StateDict, expected: StateDict) -> StateDict:
+    """Counters of the BatchNorms, which not every file has and not every model wants."""
+    end = "num_batches_tracked"
+    kept = {k: v for k, v in tensors.items() if k in expected or not k.endswith(end)}
+    for name in expected:
+        if name.endswith(end) and name.removesuffix(end) + "running_mean" in kept:
+            kept.setdefault(name, torch.tensor(0))
+    return kept
