@@ -1,6 +1,4 @@
-"""Pictures: where boxes and labels go, and how metrics files are read."""
-
-import json
+"""Pictures of predictions: where boxes and labels go, and which images are drawn."""
 
 import cv2
 import numpy as np
@@ -9,7 +7,6 @@ import torch
 from PIL import Image
 
 from detectron2_ddetr.toolbox import Boxes, BoxMode, Instances
-from detectron2_ddetr.visualization.curves import plot_training_curves, read_metrics
 from detectron2_ddetr.visualization.drawing import class_color, draw_boxes
 from detectron2_ddetr.visualization.predictions import predictions_beside_ground_truth
 
@@ -106,60 +103,3 @@ def test_mosaic(tmp_path):
 
     with pytest.raises(ValueError, match="no image to draw"):
         predictions_beside_ground_truth([], [], str(path), score_threshold=0.5)
-
-
-def write_lines(path, *lines):
-    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
-    return str(path)
-
-
-def test_metrics_of_a_resumed_and_killed_run(tmp_path, caplog):
-    path = write_lines(
-        tmp_path / "metrics.json",
-        {"iteration": 19, "total_loss": 5.0},
-        {"iteration": 39, "total_loss": 4.0, "lr": 1.0},
-        {"iteration": 59, "total_loss": 3.0},
-        {"iteration": 39, "total_loss": 4.5},
-        '{"iteration": 59, "total_lo',
-    )
-    assert read_metrics(path) == {
-        19: {"iteration": 19, "total_loss": 5.0},
-        39: {"iteration": 39, "total_loss": 4.5, "lr": 1.0},
-        59: {"iteration": 59, "total_loss": 3.0},
-    }
-    assert "metrics.json, line 5: left out" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        ('{"iteration": 1, "to', "metrics.json, line 2: not valid json"),
-        ("", "metrics.json, line 2: not valid json"),
-        ("[1]", "line 2: expected an object with an int 'iteration'"),
-        ('{"total_loss": 1}', "line 2: expected an object with an int 'iteration'"),
-    ],
-)
-def test_bad_metrics_line(tmp_path, bad, message):
-    good = {"iteration": 1, "total_loss": 1.0}
-    with pytest.raises(ValueError, match=message):
-        read_metrics(write_lines(tmp_path / "metrics.json", good, bad, good))
-
-
-def test_no_metrics(tmp_path):
-    with pytest.raises(ValueError, match="no metrics yet"):
-        read_metrics(write_lines(tmp_path / "metrics.json", ""))
-
-
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_curves(tmp_path, evaluated):
-    lines = [
-        {"iteration": i, "total_loss": 9 / (i + 1), "loss_ce": 1.0, "loss_bbox": float("nan")}
-        for i in range(0, 100, 10)
-    ]
-    if evaluated:
-        lines[4].update({"bbox/AP": 10.0, "bbox/AP50": 30.0})
-        lines[9].update({"bbox/AP": 20.0, "bbox/AP50": 45.0})
-    metrics_json = write_lines(tmp_path / "metrics.json", *lines)
-    plot_training_curves(metrics_json, str(tmp_path / "new" / "curves.png"))
-    picture = cv2.imread(str(tmp_path / "new" / "curves.png"))
-    assert picture.shape[1] > 1000 and picture.std() > 5

@@ -3,13 +3,24 @@
 import json
 import logging
 import os
+from typing import Any
 
 import matplotlib
+import numpy as np
+
+from ..errors import InputError
+from .text import font_families, readable
 
 logger = logging.getLogger(__name__)
 
 LOSSES = ("total_loss", "loss_ce", "loss_bbox", "loss_giou")
+#: With the name of the data set before them, "NAME/bbox/AP", where there are several.
 METRICS = ("bbox/AP", "bbox/AP50")
+#: Of Okabe and Ito, which colour-blind people can tell apart as well.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
+AP50_STYLE = {"linestyle": "--", "markersize": 8, "markerfacecolor": "none"}
+#: A curve of fewer points than this shows each of them.
+FEW_POINTS = 25
 
 
 def read_metrics(metrics_json: str) -> dict[int, dict[str, float]]:
@@ -17,8 +28,9 @@ def read_metrics(metrics_json: str) -> dict[int, dict[str, float]]:
     Reads the metrics.json of a training, one json object per line.
 
     Returns:
-        The scalars by iteration, iterations ascending. If an iteration occurs more than once, as
-        after a resumed training, the later lines win; a last line that was cut off is left out.
+        The scalars by iteration, iterations ascending; NaN for what is no number, such as null.
+        Where the iterations go back, a training was resumed or begun again: what the one before
+        had written from there on is left out, as is a last line that was cut off.
     """
     with open(metrics_json, encoding="utf-8") as file:
         lines = file.read().split("\n")
@@ -33,18 +45,24 @@ def read_metrics(metrics_json: str) -> dict[int, dict[str, float]]:
             if number == len(lines):
                 logger.warning("%s: left out, since the run was killed while writing it", where)
                 continue
-            raise ValueError(f"{where}: not valid json ({error}); remove this line") from error
+            raise InputError(f"{where}: not valid json ({error}); remove this line") from error
         if not isinstance(scalars, dict) or type(scalars.get("iteration")) is not int:
-            raise ValueError(f"{where}: expected an object with an int 'iteration'; remove it")
-        by_iteration.setdefault(scalars["iteration"], {}).update(scalars)
+            raise InputError(f"{where}: expected an object with an int 'iteration'; remove it")
+        now = scalars["iteration"]
+        if by_iteration and now < max(by_iteration):
+            by_iteration = {i: old for i, old in by_iteration.items() if i < now}
+        by_iteration.setdefault(now, {}).update(
+            {k: v if type(v) in (int, float) else float("nan") for k, v in scalars.items()}
+        )
     if not by_iteration:
-        raise ValueError(f"{metrics_json}: no metrics yet; train for a few iterations first")
-    return dict(sorted(by_iteration.items()))
+        raise InputError(f"{metrics_json}: no metrics yet; train for a few iterations first")
+    return by_iteration
 
 
 def plot_training_curves(metrics_json: str, path: str) -> None:
     """
-    Writes a figure: left the losses (total, and the three of the last layer), right AP and AP50.
+    Writes a figure: left the losses (total, and the three of the last layer), right AP and AP50 of
+    each test set. What is not finite leaves a gap.
 
     Args:
         metrics_json: see :func:`read_metrics`.
@@ -54,39 +72,107 @@ def plot_training_curves(metrics_json: str, path: str) -> None:
     from matplotlib import pyplot
 
     by_iteration = read_metrics(metrics_json)
-    figure, (losses, metrics) = pyplot.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
-    for name in LOSSES:
-        points = [(i, s[name]) for i, s in by_iteration.items() if name in s]
-        if points:
-            width = 2.0 if name == "total_loss" else 1.3
-            losses.plot(*zip(*points), label=f"{name}  {points[-1][1]:.3g}", linewidth=width)
-    losses.set(title="training losses (with their final values)", ylabel="weighted loss")
-    losses.set_yscale("log")  # the total is an order of magnitude above its parts
-    losses.legend(frameon=False, ncols=2)
-
-    for name, offset in zip(METRICS, (-12, 8)):
-        points = [(i, s[name]) for i, s in by_iteration.items() if name in s]
-        if points:
-            (line,) = metrics.plot(*zip(*points), "o-", markersize=4, label=name.split("/")[1])
-            metrics.annotate(
-                f"{points[-1][1]:.1f}",
-                points[-1],
-                xytext=(-4, offset),
-                textcoords="offset points",
-                ha="right",
-                color=line.get_color(),
-                fontweight="bold",
-            )
-    metrics.set(title="box AP on the test set", ylabel="AP (%)", ylim=(0, 100))
-    if metrics.lines:
-        metrics.legend(frameon=False, loc="upper left")
-    else:
-        metrics.text(0.5, 0.5, "not evaluated yet", ha="center", transform=metrics.transAxes)
+    figure, (losses, metrics) = pyplot.subplots(1, 2, figsize=(12, 5), constrained_layout=True)
+    _draw_losses(losses, by_iteration)
+    _draw_metrics(metrics, by_iteration)
     for axes in (losses, metrics):
         axes.set_xlabel("iteration")
         axes.set_xlim(0, 1.03 * (max(by_iteration) + 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            labels = [line.get_label() for line in axes.lines]
+            # Below, where it cannot hide a curve.
+            axes.legend(
+                frameon=False,
+                ncols=2,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.12),
+                prop={"family": font_families("".join(labels))},
+            )
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def test_set_metrics(by_iteration: dict[int, dict[str, float]]) -> list[tuple[str, str]]:
+    """(data set, metric) of each AP in order of appearance; "" for that of the only data set."""
+    keys = dict.fromkeys(key for scalars in by_iteration.values() for key in scalars)
+    names = dict.fromkeys(
+        key[: -len(metric)]
+        for key in keys
+        for metric in METRICS
+        if f"/{key}".endswith(f"/{metric}")
+    )
+    return [(name.rstrip("/"), m) for name in names for m in METRICS if name + m in keys]
+
+
+def _draw_losses(axes: Any, by_iteration: dict[int, dict[str, float]]) -> None:
+    for name, color in zip(LOSSES, COLORS[4:] + COLORS):
+        width = 2.0 if name == "total_loss" else 1.3
+        # The axis is logarithmic, so that zero is as absent as NaN.
+        _draw_curve(axes, by_iteration, name, name, least=1e-12, color=color, linewidth=width)
+    axes.set(title="training losses (with their last values)", ylabel="weighted loss")
+    axes.set_yscale("log")  # the total is an order of magnitude above its parts
+    for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_format(_PlainLogFormatter(labelOnlyBase=False))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "no finite loss", ha="center", transform=axes.transAxes)
+
+
+def _draw_metrics(axes: Any, by_iteration: dict[int, dict[str, float]]) -> None:
+    found = test_set_metrics(by_iteration)
+    names = list(dict.fromkeys(name for name, _ in found))
+    for name, metric in found:
+        number = names.index(name)
+        what = metric.split("/")[1]
+        shown = readable(name, f"test set {number + 1}").replace("$", r"\$") if name else ""
+        _draw_curve(
+            axes,
+            by_iteration,
+            f"{name}/{metric}" if name else metric,
+            f"{what} {shown}".strip(),
+            color=COLORS[number % len(COLORS)],
+            marker="os^Dv"[number % 5],
+            # Points alone must differ too, also where they coincide.
+            **({} if metric == METRICS[0] else AP50_STYLE),
+        )
+    where = "the test set" if len(names) < 2 else f"{len(names)} test sets"
+    axes.set(title=f"box AP on {where} (with the last values)", ylabel="AP (%)")
+    highest = max((np.nanmax(line.get_ydata()) for line in axes.lines), default=100.0)
+    axes.set_ylim(0, min(1.15 * highest, 102.0) or 1.0)
+    if not axes.lines:
+        text = "evaluated, but no AP is a number" if found else "not evaluated yet"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
+
+
+def _draw_curve(
+    axes: Any,
+    by_iteration: dict[int, dict[str, float]],
+    key: str,
+    label: str,
+    *,
+    least: float = -np.inf,
+    **style: Any,
+) -> None:
+    """Draws one scalar, with gaps where it is not finite or below `least`; nothing if always so."""
+    points = [(i, scalars[key]) for i, scalars in by_iteration.items() if key in scalars]
+    iterations, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    values = np.where(np.isfinite(values) & (values >= least), values, np.nan)
+    drawn = ~np.isnan(values)
+    if not drawn.any():
+        return
+    # A point between two gaps has no line, so it is marked; so are all where there are few.
+    around = np.pad(drawn, 1)
+    marked = drawn & (~around[:-2] & ~around[2:] | (drawn.sum() < FEW_POINTS))
+    label = f"{label}  {values[drawn][-1]:.3g}"
+    style = {"marker": "o", "markersize": 4.5, **style}
+    marks = np.flatnonzero(marked).tolist()
+    axes.plot(iterations, values, label=label, markevery=marks, clip_on=False, **style)
+
+
+class _PlainLogFormatter(matplotlib.ticker.LogFormatter):
+    """Ticks as 0.5, 2, 10 rather than as powers of ten."""
+
+    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+        return f"{x:g}"
