@@ -174,7 +174,7 @@ def test_two_processes_equal_one(shapes, tmp_path):
         moments.append({i: s["exp_avg"] for i, s in state.items()})  # 0.1 times the gradients
     assert moments[1].keys() == moments[0].keys()
     # Sums of float32 in another order; what a normalisation makes zero is only noise.
-    noise = 1e-4 * max(whole.norm() for whole in moments[0].values())
+    noise = 1e-3 * max(whole.norm() for whole in moments[0].values())
     for index, whole in moments[0].items():
         assert (moments[1][index] - whole).norm() <= 1e-2 * whole.norm() + noise, index
 
