@@ -72,10 +72,46 @@ def test_rounding_is_the_rule_of_detectron2():
         assert ours == T.ResizeShortestEdge.get_output_shape(height, width, 800, 1333)
 
 
+def official_shape(height, width, size, max_size):
+    """The official formula, height first, as fractions where it has floats."""
+    short, long = sorted((height, width))
+    if Fraction(long, short) * size > max_size:
+        size = round(Fraction(max_size * short, long))  # half to even
+    if short == size:
+        return height, width
+    shape = size, size * long // short
+    return shape if height <= width else shape[::-1]
+
+
+@pytest.mark.parametrize("size, max_size", [(800, 1333), (480, 1333), (640, 1000), (320, 608)])
+def test_ordinary_shapes_are_the_official_ones(size, max_size):
+    for short in (24, 100, 240, 333, 480, 799, 800, 1080):
+        for long in range(short, 12 * short, max(short // 40, 1)):
+            expected = official_shape(short, long, size, max_size)
+            assert resized_shape(short, long, size, max_size, "truncate") == expected
+            assert resized_shape(long, short, size, max_size, "truncate") == expected[::-1]
+
+
+@pytest.mark.parametrize("rule", ["truncate", "round"])
+@pytest.mark.parametrize("max_size", [64, 128, 1333])
+def test_no_shape_is_longer_than_the_limit(rule, max_size):
+    """But for the official rounding: half a pixel of the short side, in pixels of the long one."""
+    shapes = [(5000, 3), (20000, 8), (5000, 1), (3000, 2), (65000, 1), (1000, 20), (1999, 41)]
+    shapes += [(long, short) for long in (100, 1000, 5003) for short in range(1, 100)]
+    for long, short in shapes:
+        for size in (16, 480, 800):
+            ours = resized_shape(long, short, size, max_size, rule)
+            assert ours == resized_shape(short, long, size, max_size, rule)[::-1]
+            assert 1 <= ours[1] <= ours[0] <= max_size * (1 if long > 32 * short else 1.035)
+
+
 def test_extreme_shape_keeps_a_pixel():
-    assert resized_shape(1, 5000, 800, 1333, "truncate") == (1, 5000)
-    assert resized_shape(5000, 2, 800, 1333, "truncate") == (2500, 1)
+    assert resized_shape(1, 5000, 800, 1333, "truncate") == (1, 1333)
+    assert resized_shape(5000, 2, 800, 1333, "truncate") == (1333, 1)
     assert resized_shape(5000, 1, 800, 1333, "round") == (1333, 1)
+    assert resized_shape(5000, 3, 800, 128, "truncate") == (128, 1)
+    assert resized_shape(8, 20000, 800, 1333, "truncate") == (1, 1333)
+    assert resized_shape(1, 5000, 800, None, "truncate") == (800, 4_000_000)
 
 
 def test_unknown_rule():

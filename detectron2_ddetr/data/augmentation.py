@@ -20,8 +20,10 @@ def resized_shape(
         short_side: wanted length of the short side, px.
         max_size: limit of the long side, px; None for no limit.
         rule: "truncate" limits the short side first, rounds it half to even, and cuts the fraction
-            of the long side (the official code: 480 x 640 becomes 800 x 1066). "round" scales both
-            sides and rounds half up (detectron2's ResizeShortestEdge: 800 x 1067).
+            of the long side (the official code: 480 x 640 becomes 800 x 1066), which may exceed
+            `max_size` by half its ratio to the short side; images longer than about 32:1 end at
+            `max_size`. "round" scales both sides and rounds half up (detectron2's
+            ResizeShortestEdge: 800 x 1067).
 
     Returns:
         (height, width), px, height first.
@@ -34,6 +36,10 @@ def resized_shape(
         new_short, new_long = short_side, int(short_side * long / short)
         if short == short_side:
             new_long = long
+        # Differs from the official code: where rounding the short side to whole pixels would move
+        # the long one by more than a few percent, the long one ends at its limit.
+        if max_size is not None and short_side < max(16, max_size / 32):
+            new_long = min(new_long, max_size)
     elif rule == "round":
         scaled_short, scaled_long = float(short_side), short_side / short * long
         if max_size is not None and scaled_long > max_size:
