@@ -9,7 +9,9 @@ from PIL import Image
 
 from detectron2_ddetr.config import add_deformable_detr_config
 from detectron2_ddetr.data.augmentation import RandomResizedCrop, ResizeShortSide
+from detectron2_ddetr.data.crowding import warn_if_crowded
 from detectron2_ddetr.data.dataset_mapper import DeformableDETRDatasetMapper
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import BoxMode, T, get_cfg
 
 WIDTH, HEIGHT = 80, 60
@@ -47,9 +49,12 @@ def dataset_dict(tmp_path):
     }
 
 
-def mapper(*augmentations, is_train=True, image_format="RGB"):
+def mapper(*augmentations, is_train=True, image_format="RGB", num_classes=None):
     return DeformableDETRDatasetMapper(
-        is_train, augmentations=augmentations, image_format=image_format
+        is_train,
+        augmentations=augmentations,
+        image_format=image_format,
+        num_classes=num_classes,
     )
 
 
@@ -231,3 +236,108 @@ def test_size_that_differs_from_the_json(dataset_dict):
     message = "json says width x height = 60 x 80 but the file has 80 x 60"
     with pytest.raises(ValueError, match=message):
         mapper()(dataset_dict)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"category_id": -1}, "category_id that is an integer from 0 on, got -1"),
+        ({"category_id": 4}, r"category_id below the number of classes \(4, .*, got 4"),
+        ({"category_id": 1.0}, "category_id that is an integer from 0 on, got 1.0"),
+        ({"category_id": "cat"}, "category_id that is an integer from 0 on, got 'cat'"),
+        ({"category_id": None}, "category_id that is an integer from 0 on, got None"),
+        ({"bbox": [1, 2, 3]}, r"bbox of 4 finite numbers, got \[1, 2, 3\]"),
+        ({"bbox": [1, 2, 3, 4, 30]}, "bbox of 4 finite numbers"),
+        ({"bbox": []}, "bbox of 4 finite numbers"),
+        ({"bbox": None}, "bbox of 4 finite numbers, got None"),
+        ({"bbox": "1234"}, "bbox of 4 finite numbers, got '1234'"),
+        ({"bbox": [1, 2, [3], 4]}, "bbox of 4 finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "bbox of 4 finite numbers"),
+        ({"bbox": np.array([1, 2, np.inf, 4])}, "bbox of 4 finite numbers"),
+        ({"bbox": np.array(3.0)}, "bbox of 4 finite numbers"),
+        ({"bbox": [10, 10, -2, 5]}, "no negative width or height"),
+        ({"bbox": [10, 10, 12, 5], "bbox_mode": BoxMode.XYXY_ABS}, "no negative width or height"),
+        ({"bbox_mode": 4}, "bbox_mode of XYXY_ABS or XYWH_ABS, got 4"),
+        ({"bbox_mode": None}, "bbox_mode of XYXY_ABS or XYWH_ABS, got None"),
+    ],
+)
+def test_annotations_that_make_no_sense(dataset_dict, change, message):
+    dataset_dict["annotations"][2].update(change)
+    with pytest.raises(InputError, match=rf"^image 7 \(.*ramp.png\): an annotation .*{message}"):
+        mapper(num_classes=4)(dataset_dict)
+    dataset_dict["annotations"][2]["iscrowd"] = 1  # such as an ignored region of class -1
+    assert len(mapper(num_classes=4)(dataset_dict)["instances"]) == 1
+
+
+@pytest.mark.parametrize("key", ["bbox", "bbox_mode", "category_id"])
+def test_annotations_that_lack_something(dataset_dict, key):
+    del dataset_dict["annotations"][0][key]
+    with pytest.raises(InputError, match=rf"image 7 \(.*an annotation must have a '{key}'"):
+        mapper()(dataset_dict)
+
+
+def test_boxes_may_be_arrays_of_any_number_type(dataset_dict):
+    dataset_dict["annotations"] = [
+        {"bbox": np.float32([1, 2, 3, 4]), "bbox_mode": 0, "category_id": np.int64(2)},
+        {"bbox": (1, 2.5, 3, 4), "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},
+    ]
+    instances = mapper(num_classes=3)(dataset_dict)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[1, 2, 3, 4], [1, 2.5, 4, 6.5]]
+    assert instances.gt_classes.tolist() == [2, 0]
+
+
+def test_dataset_dict_without_a_file(dataset_dict):
+    del dataset_dict["file_name"]
+    with pytest.raises(InputError, match=r"image 7 \(None\): .* has no 'file_name'"):
+        mapper()(dataset_dict)
+
+
+class Grey(T.Augmentation):
+    """Gives what the model cannot take."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def get_transform(self, image):
+        class Change(type(T.NoOpTransform())):
+            apply_image = staticmethod(self.function)
+
+        return Change()
+
+
+@pytest.mark.parametrize(
+    "function, got",
+    [
+        (lambda image: image[..., 0], r"\(60, 80\) uint8"),
+        (lambda image: image[..., :1], r"\(60, 80, 1\) uint8"),
+        (lambda image: image / 255, r"\(60, 80, 3\) float64"),
+    ],
+)
+def test_augmentations_must_keep_the_kind_of_image(dataset_dict, function, got):
+    with pytest.raises(InputError, match=rf"image 7 .*Grey.* uint8, got {got}; correct them"):
+        mapper(Grey(function))(dataset_dict)
+
+
+def test_number_of_classes_comes_from_the_config(dataset_dict):
+    cfg = get_cfg()
+    add_deformable_detr_config(cfg)
+    cfg.MODEL.DETR.NUM_CLASSES = 3
+    with pytest.raises(InputError, match="number of classes .3, MODEL.DETR.NUM_CLASSES.*got 3"):
+        DeformableDETRDatasetMapper(cfg)(dataset_dict)
+    assert "image" in DeformableDETRDatasetMapper(cfg, is_train=False)(dataset_dict)
+
+
+def test_crowded_images_are_counted(caplog):
+    cfg = get_cfg()
+    add_deformable_detr_config(cfg)
+    cfg.MODEL.DETR.NUM_QUERIES, cfg.TEST.DETECTIONS_PER_IMAGE = 20, 10
+    warn_if_crowded(cfg, "few", [0, 10, 3], is_train=False)
+    warn_if_crowded(cfg, "few", [20, 11], is_train=True)
+    warn_if_crowded(cfg, "empty", [], is_train=True)
+    assert not caplog.records
+    warn_if_crowded(cfg, "many", [300, 20, 21, 0], is_train=True)
+    warn_if_crowded(cfg, "many", [300, 20, 21, 0], is_train=False)
+    train, test = [record.getMessage() for record in caplog.records]
+    assert "2 of 4 images have more than MODEL.DETR.NUM_QUERIES 20 boxes (the most: 300)" in train
+    assert "DETECTIONS" not in train
+    assert "3 of 4 images have more than TEST.DETECTIONS_PER_IMAGE 10 boxes" in test

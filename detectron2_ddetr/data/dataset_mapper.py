@@ -2,14 +2,19 @@
 
 import contextlib
 import logging
+import math
+import numbers
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable, detection_utils
+from ..errors import InputError
+from ..toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable
 from .augmentation import build_augmentation
+from .image_files import NO_FILE_NAME, describe_image, read_image, size_fault
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +51,24 @@ class DeformableDETRDatasetMapper:
 
     @configurable
     def __init__(
-        self, is_train: bool, *, augmentations: Sequence[T.Augmentation], image_format: str
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        num_classes: int | None = None,
     ):
         """
         Args:
             is_train: whether to return "instances".
             augmentations: applied in this order.
             image_format: "RGB" or "BGR", the channel order of "image".
+            num_classes: of the model; a category_id beyond is refused. None for no limit.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
+        self.num_classes = num_classes
         mode = "training" if is_train else "inference"
         logger.info("Augmentations in %s: %s", mode, list(augmentations))
 
@@ -66,10 +78,16 @@ class DeformableDETRDatasetMapper:
             "is_train": is_train,
             "augmentations": build_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """`dataset_dict` is in detectron2's standard format and is left unchanged."""
+        """
+        `dataset_dict` is in detectron2's standard format and is left unchanged.
+
+        Raises:
+            InputError: names the image, and what is wrong with its file or its annotations.
+        """
         image = self._read_image(dataset_dict)
         sample = {k: v for k, v in dataset_dict.items() if k not in ("annotations", "draw")}
         sample.setdefault("height", image.shape[0])
@@ -78,69 +96,101 @@ class DeformableDETRDatasetMapper:
         augmented = T.AugInput(image)
         with _numpy_seeded_by(dataset_dict.get("draw")):
             transforms = self.augmentations(augmented)
-        image = augmented.image  # (H, W, 3)
+        image = augmented.image
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(
+                f"{describe_image(dataset_dict)}: the augmentations {self.augmentations} must give "
+                f"(height, width, 3) uint8, got {image.shape} {image.dtype}; correct them"
+            )
         sample["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         if self.is_train:
-            annotations = dataset_dict.get("annotations", ())
-            sample["instances"] = _to_instances(annotations, transforms, image.shape[:2])
+            sample["instances"] = self._to_instances(dataset_dict, transforms, image.shape[:2])
         return sample
 
     def _read_image(self, dataset_dict: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) uint8, checked against the size in the dataset dict."""
-        name = dataset_dict["file_name"]
-        where = f"image {dataset_dict.get('image_id')} ({name})"
-        try:
-            # Differs from the official code: EXIF orientation is applied, because detectron2's
-            # evaluation and visualisation apply it too. COCO's images carry none.
-            image = detection_utils.read_image(name, format=self.image_format)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{where}: the file does not exist; restore it, or correct the image root or the "
-                "image's file_name in the json"
-            ) from error
-        # The exceptions by which PIL says that a file is truncated, corrupt or no image.
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"{where}: the file cannot be decoded ({error}); replace it by an intact copy, or "
-                "remove the image from the json"
-            ) from error
+        where = describe_image(dataset_dict)
+        if not dataset_dict.get("file_name"):
+            raise InputError(f"{where}: {'; '.join(NO_FILE_NAME)}")
+        # Differs from the official code: EXIF orientation is applied, because detectron2's
+        # evaluation and visualisation apply it too. COCO's images carry none.
+        image = read_image(dataset_dict["file_name"], self.image_format, where=where)
         height, width = image.shape[:2]
         said = (dataset_dict.get("width", width), dataset_dict.get("height", height))
-        if said != (width, height):
-            raise ValueError(
-                f"{where}: the json says width x height = {said[0]} x {said[1]} but the file has "
-                f"{width} x {height} (EXIF orientation applied); correct the json or the file, "
-                "else the boxes are wrong"
-            )
+        fault = size_fault(said, (width, height))
+        if fault is not None:
+            raise InputError(f"{where}: {'; '.join(fault)}")
         return image
 
+    def _to_instances(
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.TransformList,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """
+        Ground truth of an augmented image.
 
-def _to_instances(
-    annotations: Sequence[dict[str, Any]], transforms: T.TransformList, image_size: tuple[int, int]
-) -> Instances:
-    """
-    Ground truth of an augmented image.
+        Args:
+            dataset_dict: its "annotations" have "bbox", "bbox_mode", "category_id" and maybe
+                "iscrowd".
+            transforms: what was done to the image.
+            image_size: (height, width) after augmentation, px.
+        """
+        annotations = dataset_dict.get("annotations") or ()
+        annotations = [a for a in annotations if not a.get("iscrowd", 0)]
+        for annotation in annotations:
+            fault = _annotation_fault(annotation, self.num_classes)
+            if fault is not None:
+                raise InputError(
+                    f"{describe_image(dataset_dict)}: an annotation {fault}; correct it, or remove "
+                    f"it: {reprlib.repr(annotation)}"
+                )
+        boxes = np.array(
+            [
+                BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+                for a in annotations
+            ],
+            dtype=np.float64,
+        ).reshape(-1, 4)
+        height, width = image_size
+        boxes = transforms.apply_box(boxes).reshape(-1, 4)
+        boxes = np.clip(boxes, 0, (width, height, width, height))
+        # In single precision, as in the official code: what the crop's edge just touches is empty.
+        boxes = torch.from_numpy(boxes).float()
+        classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+        # Thin slivers stay: only boxes without area are dropped.
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
-    Args:
-        annotations: with "bbox", "bbox_mode", "category_id" and maybe "iscrowd".
-        transforms: what was done to the image.
-        image_size: (height, width) after augmentation, px.
-    """
-    annotations = [a for a in annotations if not a.get("iscrowd", 0)]
-    boxes = np.array(
-        [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations],
-        dtype=np.float64,
-    ).reshape(-1, 4)
-    height, width = image_size
-    boxes = transforms.apply_box(boxes).reshape(-1, 4)
-    boxes = np.clip(boxes, 0, (width, height, width, height))
-    # In single precision, as in the official code: what the crop's edge just touches is empty.
-    boxes = torch.from_numpy(boxes).float()
-    classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-    # Thin slivers stay: only boxes without area are dropped.
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes[has_area])
+        instances.gt_classes = classes[has_area]
+        return instances
 
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(boxes[has_area])
-    instances.gt_classes = classes[has_area]
-    return instances
+
+def _annotation_fault(annotation: dict[str, Any], num_classes: int | None) -> str | None:
+    """What is wrong with an annotation that is to be learnt from."""
+    for key in ("bbox", "bbox_mode", "category_id"):
+        if key not in annotation:
+            return f"must have a {key!r}"
+    bbox, mode, category = (annotation[key] for key in ("bbox", "bbox_mode", "category_id"))
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return f"must have a bbox_mode of XYXY_ABS or XYWH_ABS, got {mode!r}"
+    bbox = bbox.tolist() if isinstance(bbox, np.ndarray) else bbox
+    if (
+        not isinstance(bbox, (list, tuple))
+        or len(bbox) != 4
+        or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in bbox)
+    ):
+        return f"must have a bbox of 4 finite numbers, got {bbox!r}"
+    x, y, *end = bbox
+    if min(end) < 0 if mode == BoxMode.XYWH_ABS else (end[0] < x or end[1] < y):
+        return f"must have a bbox of no negative width or height, got {bbox!r} ({mode!r})"
+    if not isinstance(category, numbers.Integral) or category < 0:
+        return f"must have a category_id that is an integer from 0 on, got {category!r}"
+    if num_classes is not None and category >= num_classes:
+        return (
+            f"must have a category_id below the number of classes ({num_classes}, "
+            f"MODEL.DETR.NUM_CLASSES), got {category}"
+        )
+    return None

@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
+from ..data.image_files import describe_image, read_image
 from ..toolbox import (
     BoxMode,
     CfgNode,
@@ -19,7 +20,6 @@ from ..toolbox import (
     Instances,
     MetadataCatalog,
     build_model,
-    detection_utils,
 )
 from .curves import plot_training_curves
 from .drawing import MARGIN, draw_boxes, text_line
@@ -68,7 +68,7 @@ def _mosaic_row(
     score_threshold: float,
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB: a title line over two captioned panels."""
-    image = detection_utils.read_image(dataset_dict["file_name"], format="RGB")
+    image = read_image(dataset_dict["file_name"], where=describe_image(dataset_dict))
     scale = PANEL_SIDE / max(image.shape[:2])
     # Enlarged before drawing, so that the text of a small image is as sharp as that of a large one.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC

@@ -1,0 +1,235 @@
+"""Reading image files: pixels, and for a whole data set the headers, before training starts."""
+
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: Pillow's modes whose pixels `convert("RGB")` keeps. It clips 16-bit, 32-bit and float pixels
+#: instead of scaling them: an X-ray or a depth map becomes all white, or all black.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+
+#: What Pillow's decoders raise for a file that is cut off, corrupt or no image.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+#: By EXIF orientation, as detectron2 does it.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+#: What is wrong with a dataset dict, and the remedy.
+NO_FILE_NAME = ("its dataset dict has no 'file_name'", "add the path")
+
+MAX_REPORTED = 10
+_CHUNK, _THREADS = 64, 8  # threads hide the latency of a disk or network, chunks their own cost
+_REPORT_SECONDS = 5.0
+
+
+class _Unreadable(Exception):
+    """Why an image cannot be used, and the remedy."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason, remedy)
+        self.reason, self.remedy = reason, remedy
+
+
+def read_image(
+    file_name: str, image_format: str = "RGB", *, where: str | None = None
+) -> np.ndarray:
+    """
+    The pixels of an image file, upright as its EXIF orientation says.
+
+    Args:
+        file_name: anything that Pillow reads, of 8 bits a channel; of an animation, the first
+            picture. Transparency is dropped.
+        image_format: "RGB" or "BGR", the order of the channels.
+        where: what messages call the image; its file name if None.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        InputError: names the image, what is wrong with the file, and the remedy.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {image_format!r}")
+    try:
+        with _opened(file_name) as image:
+            image.load()  # which turns a TIFF by itself, and takes the orientation off it
+            transpose = _UPRIGHT.get(_orientation(image))
+            if transpose is not None:
+                image = image.transpose(transpose)
+            array = np.asarray(image.convert("RGB"))
+    except _Unreadable as error:
+        raise InputError(
+            f"{where or file_name}: {error.reason}; {error.remedy}"
+        ) from error.__cause__
+    return array[..., ::-1] if image_format == "BGR" else array
+
+
+def size_fault(said: tuple[Any, Any], found: tuple[int, int]) -> tuple[str, str] | None:
+    """What is wrong if a json says one (width, height) and the file has another; the remedy."""
+    if said == found:
+        return None
+    return (
+        f"the json says width x height = {said[0]} x {said[1]} but the file has "
+        f"{found[0]} x {found[1]} (EXIF orientation applied)",
+        "correct the json or the file, else the boxes are wrong",
+    )
+
+
+def describe_image(dataset_dict: dict[str, Any]) -> str:
+    """What messages call the image of a dataset dict."""
+    return f"image {dataset_dict.get('image_id')} ({dataset_dict.get('file_name')})"
+
+
+def check_images(dataset_dicts: Sequence[dict[str, Any]], name: str) -> None:
+    """
+    Reads the header of every image of a data set, and finds what reading its pixels would stop at:
+    files that are missing, empty or no images, pixels of more than 8 bits, another size than the
+    dataset dict says, more pixels than Pillow wants to decode.
+
+    A damage behind the header is not found.
+
+    Args:
+        dataset_dicts: "file_name", and where known "image_id", "width" and "height" in px.
+        name: of the data set, for messages.
+
+    Raises:
+        InputError: lists the first faulty images, their number, and the remedies.
+    """
+    start = reported = time.monotonic()
+    faults: list[tuple[str, str, str]] = []
+    done = 0
+    chunks = [dataset_dicts[i : i + _CHUNK] for i in range(0, len(dataset_dicts), _CHUNK)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for chunk, found in zip(chunks, threads.map(_faults, chunks)):
+            faults += found
+            done += len(chunk)
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                logger.info("%s: headers of %d of %d images read", name, done, len(dataset_dicts))
+    if not faults:
+        seconds = time.monotonic() - start
+        logger.info("%s: headers of all %d images are sound (%.1f s)", name, done, seconds)
+        return
+    lines = [f"data set {name!r}: {len(faults)} of {done} images cannot be used"]
+    lines += [
+        f"  {i}. {image}: {why}" for i, (image, why, _) in enumerate(faults[:MAX_REPORTED], 1)
+    ]
+    if len(faults) > MAX_REPORTED:
+        lines.append(f"  ... and {len(faults) - MAX_REPORTED} more")
+    lines += [f"Remedy: {remedy}" for remedy in dict.fromkeys(remedy for _, _, remedy in faults)]
+    raise InputError("\n".join(lines))
+
+
+def _faults(dataset_dicts: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(image, reason, remedy) of each image whose header shows that it cannot be used."""
+    found = []
+    for dataset_dict in dataset_dicts:
+        try:
+            fault = _header_fault(dataset_dict)
+        except _Unreadable as error:
+            fault = error.reason, error.remedy
+        if fault is not None:
+            found.append((describe_image(dataset_dict), *fault))
+    return found
+
+
+def _header_fault(dataset_dict: dict[str, Any]) -> tuple[str, str] | None:
+    """Compares the size of the file with the dataset dict."""
+    if not dataset_dict.get("file_name"):
+        return NO_FILE_NAME
+    with _opened(dataset_dict["file_name"]) as image:
+        # The base class's method: that of PNG decodes all pixels, in case EXIF follows them.
+        size = _upright_size(image, _orientation(image, Image.Image.getexif))
+        said = (dataset_dict.get("width", size[0]), dataset_dict.get("height", size[1]))
+        if said != size:
+            size = _upright_size(image, _orientation(image))
+        return size_fault(said, size)
+
+
+@contextmanager
+def _opened(file_name: str) -> Iterator[Image.Image]:
+    """The open image; its errors, and those of what is done with it, are :class:`_Unreadable`."""
+    again = "replace it by an intact copy, or remove the image from the json"
+    try:
+        with Image.open(file_name) as image:
+            if image.mode not in MODES:
+                raise _Unreadable(*_mode_fault(image.mode))
+            yield image
+    except FileNotFoundError as error:
+        raise _Unreadable(
+            "the file does not exist",
+            "restore it, or correct the image root or the image's file_name in the json",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _Unreadable(
+            f"too large to be decoded ({error})",
+            "cut it into tiles or make it smaller, and its boxes with it; a file that you trust "
+            "and have the memory for is read after raising PIL.Image.MAX_IMAGE_PIXELS",
+        ) from error
+    except DECODING_ERRORS as error:
+        if os.path.isfile(file_name) and os.path.getsize(file_name) == 0:
+            raise _Unreadable("the file cannot be decoded (it is empty)", again) from error
+        text = str(error) or type(error).__name__
+        raise _Unreadable(f"the file cannot be decoded ({text})", again) from error
+
+
+def _mode_fault(mode: str) -> tuple[str, str]:
+    """Why an image of a mode outside of `MODES` is refused, and what to do."""
+    if mode[0] not in "IF":
+        return f"its colours (Pillow's mode {mode}) are not supported", "save it as RGB, 8 bits"
+    kind = "floating-point numbers" if mode[0] == "F" else "integers of more than 8 bits"
+    return (
+        f"its pixels are {kind} (Pillow's mode {mode}), the model takes 8 bits",
+        "scale all images of more than 8 bits alike, from the range LOW to HIGH that matters in "
+        "them (16 bits: 0 to 65535, 12 bits: 0 to 4095): a = np.asarray(Image.open(old), float); "
+        "Image.fromarray(np.uint8(255 * np.clip((a - LOW) / (HIGH - LOW), 0, 1))).save(new)",
+    )
+
+
+def _orientation(image: Image.Image, getexif=lambda image: image.getexif()) -> int:
+    """EXIF orientation; 1, upright, if there is none or it cannot be read."""
+    try:
+        return getexif(image).get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error) as error:
+        # As in detectron2: cameras and editors write broken EXIF around sound pixels.
+        logger.debug("EXIF is left aside: %s", error)
+        return 1
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(width, height), px, after the image was turned upright; Pillow says so of a TIFF itself."""
+    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
+    return image.size[::-1] if turned else image.size
