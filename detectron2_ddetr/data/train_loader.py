@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..toolbox import CfgNode, DatasetFromList, comm, get_detection_dataset_dicts
 from .dataset_mapper import DeformableDETRDatasetMapper
+from .packing import pack, require_open_files, unpack
 
 
 class EpochShuffle(Dataset):
@@ -79,6 +80,16 @@ class PositionSampler(Sampler):
             position += self.world_size
 
 
+class PackedLoader(DataLoader):
+    """A :class:`DataLoader` whose batches come as lists, and from workers as one tensor each."""
+
+    def __init__(self, dataset: Dataset, **options: Any):
+        super().__init__(dataset, collate_fn=pack, **options)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return map(unpack, super().__iter__())
+
+
 def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataLoader:
     """
     The training loader of `cfg`, from iteration `start_iter` on.
@@ -119,14 +130,14 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     mapper = DeformableDETRDatasetMapper(cfg, is_train=True)
+    require_open_files(cfg.DATALOADER.NUM_WORKERS)
     # Not detectron2's loader: its wrapper keeps a set of every index it has seen, and positions
     # never repeat.
-    return DataLoader(
+    return PackedLoader(
         EpochShuffle(dataset_dicts, seed, mapper),
         batch_size=batch_size // world_size,
         sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_list,
         worker_init_fn=_leave_ctrl_c_to_trainer,
         # Its own, since starting the loader draws a number: from the global generator it would
         # shift the dropout of the first iteration after a resume.
@@ -138,8 +149,3 @@ def _leave_ctrl_c_to_trainer(worker_id: int) -> None:
     """Ctrl-C reaches the workers too, but the trainer wants to finish its step, for which it
     needs them. It ends them itself, with SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Batches are lists, since the images differ in size."""
-    return batch
