@@ -30,7 +30,6 @@ if TOOLBOX == "detectron2":
         DatasetFromList,
         MetadataCatalog,
         build_detection_test_loader,
-        detection_utils,
         get_detection_dataset_dicts,
     )
     from detectron2.data import transforms as T
@@ -46,7 +45,7 @@ if TOOLBOX == "detectron2":
         hooks,
         launch,
     )
-    from detectron2.evaluation import COCOEvaluator, inference_on_dataset, verify_results
+    from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
     from detectron2.layers import ShapeSpec
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
@@ -62,7 +61,7 @@ if TOOLBOX == "detectron2":
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 else:
-    from .host import comm, detection_utils, hooks
+    from .host import comm, hooks
     from .host import transforms as T
     from .host.checkpoint import DetectionCheckpointer
     from .host.config import CfgNode, configurable, get_cfg
@@ -84,7 +83,7 @@ else:
         default_setup,
         launch,
     )
-    from .host.evaluation import COCOEvaluator, inference_on_dataset, verify_results
+    from .host.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
     from .host.layers import ShapeSpec
     from .host.logger import setup_logger
     from .host.modeling import (

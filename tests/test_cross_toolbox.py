@@ -63,6 +63,7 @@ SCRIPT = """
 import json, sys
 import torch
 from detectron2_ddetr import Checkpointer, DeformableDETRDatasetMapper, build_optimizer
+from detectron2_ddetr.engine.evaluator import BoxEvaluator
 from detectron2_ddetr.toolbox import *
 from tests.conftest import small_cfg
 
@@ -87,7 +88,7 @@ def run(folder, checkpoint, out, opts, config):
             x = output["instances"]
             fields = (x.pred_boxes.tensor, x.scores, x.pred_classes)
             result["predictions"].append([list(x.image_size), *(f.tolist() for f in fields)])
-    evaluator = COCOEvaluator("cross", output_dir=out)
+    evaluator = BoxEvaluator("cross", out)
     result["AP"] = inference_on_dataset(model, loader, evaluator)["bbox"]
 
     batch = []

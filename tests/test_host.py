@@ -8,14 +8,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2_ddetr.host import (
     comm,
     data,
-    detection_utils,
     engine,
     evaluation,
     hooks,
@@ -137,16 +135,6 @@ def test_resize_and_flip_boxes():
     image[:, 10:] = 90
     assert resize.apply_image(image).shape == (30, 40, 3)
     assert resize.apply_image(image)[:, 25:].min() == 90
-
-
-def test_read_image_is_height_first_and_bgr(tmp_path):
-    array = np.zeros((4, 7, 3), np.uint8)
-    array[..., 0] = 200
-    Image.fromarray(array).save(tmp_path / "a.png")
-    image = detection_utils.read_image(str(tmp_path / "a.png"), "BGR")
-    assert image.shape == (4, 7, 3) and image[0, 0].tolist() == [0, 0, 200]
-    with pytest.raises(NotImplementedError):
-        detection_utils.read_image(str(tmp_path / "a.png"), "YUV-BT.601")
 
 
 def test_catalogs():
@@ -328,47 +316,46 @@ def test_checkpointer(tmp_path, monkeypatch):
     assert not (tmp_path / "b.pth").exists()
 
 
-class _Perfect(nn.Module):
-    def forward(self, inputs: list[dict]) -> list[dict]:
-        assert not self.training
-        outputs = []
-        for image in inputs:
-            instances = structures.Instances((image["height"], image["width"]))
-            instances.pred_boxes = structures.Boxes([[10.0, 5.0, 50.0, 20.0]])
-            instances.scores, instances.pred_classes = torch.ones(1), torch.tensor([1])
-            outputs.append({"instances": instances})
-        return outputs
+class _Count(evaluation.DatasetEvaluator):
+    def reset(self):
+        self.seen = []
+
+    def process(self, inputs, outputs):
+        self.seen += [(i["x"], o) for i, o in zip(inputs, outputs)]
+
+    def evaluate(self):
+        return {"bbox": {"AP": float(sum(o for _, o in self.seen)), "AP-x": 3.0}}
 
 
-def test_perfect_detections_have_ap_100(tmp_path, caplog):
-    annotation = {"id": 1, "image_id": 4, "bbox": [10, 5, 40, 15], "area": 600, "category_id": 7}
-    content = {
-        "images": [{"id": 4, "file_name": "a.png", "height": 30, "width": 60}],
-        "annotations": [{**annotation, "iscrowd": 0}],
-        "categories": [{"id": 3, "name": "x"}, {"id": 7, "name": "y"}],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    name = f"host_{tmp_path.name}"
-    data.register_coco_instances(name, {}, str(tmp_path / "a.json"), str(tmp_path))
-    cfg = get_cfg()
-    cfg.DATALOADER.NUM_WORKERS = 1
-    loader = data.build_detection_test_loader(cfg, name, mapper=_identity)
-    evaluator = evaluation.COCOEvaluator(name, output_dir=str(tmp_path))
-    with caplog.at_level(logging.INFO, logger="detectron2.evaluation"):
-        model = _Perfect()
-        results = evaluation.inference_on_dataset(model, loader, evaluator)
-    data.DatasetCatalog.remove(name)
-    data.MetadataCatalog.pop(name)
+class _Twice(nn.Module):
+    def forward(self, inputs: list[dict]) -> list[float]:
+        assert not self.training and not torch.is_grad_enabled()
+        return [2 * image["x"] for image in inputs]
+
+
+def test_inference_and_expected_results(monkeypatch, caplog):
+    for name in ("one", "two"):
+        monkeypatch.setitem(data.DatasetCatalog.data, name, lambda: [{"x": 1}, {"x": 4}])
+    cfg, model = get_cfg(), _Twice()
+
+    class Test(engine.DefaultTrainer):
+        build_evaluator = staticmethod(lambda cfg, name: _Count())
+        build_test_loader = staticmethod(lambda cfg, name: [data.DatasetCatalog.get(name)])
+
+    cfg.DATASETS.TEST = ("one",)
+    with caplog.at_level(logging.INFO, logger="detectron2"):
+        results = Test.test(cfg, model)
+    assert results == {"bbox": {"AP": 10.0, "AP-x": 3.0}}
     assert model.training and "Inference done 1/1" in caplog.text
-    assert results["bbox"]["AP"] == results["bbox"]["AP-y"] == pytest.approx(100)
-    assert np.isnan(results["bbox"]["AP-x"]) and np.isnan(results["bbox"]["APl"])
-    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
-    assert row == {"image_id": 4, "category_id": 7, "bbox": [10, 5, 40, 15], "score": 1}
-    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 100.0, 0.1]]
+    assert "copypaste: AP\n" in caplog.text and "copypaste: 10.0000\n" in caplog.text
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 10.1, 0.2]]
     assert evaluation.verify_results(cfg, results)
-    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 99.0, 0.1]]
-    with pytest.raises(SystemExit):
-        evaluation.verify_results(cfg, results)
+    for metric in ("AP", "APl"):
+        cfg.TEST.EXPECTED_RESULTS = [["bbox", metric, 9.0, 0.1]]
+        with pytest.raises(SystemExit):
+            evaluation.verify_results(cfg, results)
+    cfg.DATASETS.TEST = ("one", "two")
+    assert set(Test.test(cfg, model)) == {"one", "two"}
 
 
 def _distributed(output_dir: str) -> None:

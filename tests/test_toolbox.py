@@ -17,16 +17,7 @@ import torch
 from detectron2_ddetr import host
 from detectron2_ddetr.host import config as host_config
 from detectron2_ddetr.host import data as host_data
-from detectron2_ddetr.host import (
-    detection_utils,
-    engine,
-    evaluation,
-    hooks,
-    modeling,
-    solver,
-    structures,
-    transforms,
-)
+from detectron2_ddetr.host import engine, hooks, modeling, solver, structures, transforms
 
 PACKAGE = Path(host.__file__).parents[1]
 HOST_LINE_CAP = 1200  # may only shrink
@@ -390,49 +381,6 @@ def test_builtin_coco():
         assert vars(ours).items() <= theirs.as_dict().items()
 
 
-@needs_detectron2
-@pytest.mark.filterwarnings("ignore")
-def test_coco_evaluator(tmp_path):
-    import detectron2.structures as d2
-    from detectron2.data import MetadataCatalog
-    from detectron2.evaluation import COCOEvaluator
-
-    path, name = _coco_json(tmp_path / "a.json"), f"eval_{tmp_path.name}"
-    dicts = host_data.load_coco_json(path, "", name)
-    generator, results, files = torch.Generator().manual_seed(0), [], []
-    boxes = []
-    for record in dicts:
-        truth = torch.tensor([a["bbox"] for a in record["annotations"]] or [[1.0, 2.0, 9.0, 9.0]])
-        boxes.append(truth.repeat(2, 1) + torch.randn(2 * len(truth), 4, generator=generator))
-    for module, evaluator, catalog in (
-        (structures, evaluation.COCOEvaluator, host_data.MetadataCatalog),
-        (d2, COCOEvaluator, MetadataCatalog),
-    ):
-        id_map = {1: 0, 4: 1, 9: 2}
-        catalog.get(name).set(json_file=path, thing_classes=["a", "b", "c"])
-        catalog.get(name).set(thing_dataset_id_to_contiguous_id=id_map)
-        output_dir = tmp_path / module.__name__
-        output_dir.mkdir()
-        evaluator = evaluator(name, output_dir=str(output_dir))
-        evaluator.reset()
-        for record, raw in zip(dicts, boxes):
-            xyxy = torch.cat((raw[:, :2], raw[:, :2] + raw[:, 2:]), 1)
-            output = module.Instances(
-                (record["height"], record["width"]), pred_boxes=module.Boxes(xyxy)
-            )
-            output.scores = torch.linspace(0.9, 0.1, len(raw))
-            classes = [a["category_id"] for a in record["annotations"]] or [0]
-            output.pred_classes = torch.tensor(classes * 2)
-            evaluator.process([record], [{"instances": output}])
-        results.append(evaluator.evaluate())
-        files.append(json.loads((output_dir / "coco_instances_results.json").read_text()))
-    ours, theirs = (r["bbox"] for r in results)
-    assert list(ours) == list(theirs)
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-6)
-    assert ours["AP"] > 1
-    assert files[0] == files[1]
-
-
 SOLVERS = [
     {"STEPS": (30, 40, 60), "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.1, "GAMMA": 0.5},
     {"WARMUP_ITERS": 0, "STEPS": (25,)},
@@ -520,23 +468,6 @@ def test_transforms():
     for ours, theirs in zip(*results):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
-
-
-@needs_detectron2
-@pytest.mark.parametrize("format", ["RGB", "BGR"])
-def test_read_image(tmp_path, format):
-    from detectron2.data.detection_utils import read_image
-    from PIL import Image
-
-    image = Image.fromarray((np.random.default_rng(0).random((9, 14, 3)) * 255).astype(np.uint8))
-    for orientation in (1, 3, 6, 8):
-        exif = Image.Exif()
-        exif[274] = orientation
-        path = str(tmp_path / f"{orientation}.png")
-        image.save(path, exif=exif)
-        ours = detection_utils.read_image(path, format)
-        np.testing.assert_array_equal(ours, read_image(path, format))
-        assert ours.shape[:2] == ((9, 14) if orientation in (1, 3) else (14, 9))
 
 
 @needs_detectron2

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
+from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
 from ..toolbox import (
     CfgNode,
-    COCOEvaluator,
+    DatasetEvaluator,
     DefaultTrainer,
     HookBase,
     TrainerBase,
@@ -23,6 +24,7 @@ from ..toolbox import (
     comm,
     hooks,
 )
+from .evaluator import build_evaluator, finite_results
 from .interruption import InterruptionGuard
 from .optimizer import build_optimizer
 from .train_step import FiniteAMPTrainer, FiniteSimpleTrainer, LastBatch
@@ -102,7 +104,7 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> dict:
             self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+            return finite_results(self._last_eval_results)
 
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         main = comm.is_main_process()
@@ -157,9 +159,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        require_open_files(cfg.DATALOADER.NUM_WORKERS)
         mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)

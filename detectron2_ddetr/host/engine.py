@@ -264,4 +264,8 @@ class DefaultTrainer(TrainerBase):
         for name in cfg.DATASETS.TEST:
             data_loader = cls.build_test_loader(cfg, name)  # this sets the metadata
             results[name] = inference_on_dataset(model, data_loader, cls.build_evaluator(cfg, name))
+            for metrics in results[name].values():
+                main = {k: v for k, v in metrics.items() if "-" not in k}
+                logger.info("copypaste: " + ",".join(main))
+                logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in main.values()))
         return results[name] if len(results) == 1 else results
