@@ -9,7 +9,6 @@ from PIL import Image
 
 from detectron2_ddetr.config import add_deformable_detr_config
 from detectron2_ddetr.data.augmentation import RandomResizedCrop, ResizeShortSide
-from detectron2_ddetr.data.crowding import warn_if_crowded
 from detectron2_ddetr.data.dataset_mapper import DeformableDETRDatasetMapper
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import BoxMode, T, get_cfg
@@ -325,19 +324,3 @@ def test_number_of_classes_comes_from_the_config(dataset_dict):
     with pytest.raises(InputError, match="number of classes .3, MODEL.DETR.NUM_CLASSES.*got 3"):
         DeformableDETRDatasetMapper(cfg)(dataset_dict)
     assert "image" in DeformableDETRDatasetMapper(cfg, is_train=False)(dataset_dict)
-
-
-def test_crowded_images_are_counted(caplog):
-    cfg = get_cfg()
-    add_deformable_detr_config(cfg)
-    cfg.MODEL.DETR.NUM_QUERIES, cfg.TEST.DETECTIONS_PER_IMAGE = 20, 10
-    warn_if_crowded(cfg, "few", [0, 10, 3], is_train=False)
-    warn_if_crowded(cfg, "few", [20, 11], is_train=True)
-    warn_if_crowded(cfg, "empty", [], is_train=True)
-    assert not caplog.records
-    warn_if_crowded(cfg, "many", [300, 20, 21, 0], is_train=True)
-    warn_if_crowded(cfg, "many", [300, 20, 21, 0], is_train=False)
-    train, test = [record.getMessage() for record in caplog.records]
-    assert "2 of 4 images have more than MODEL.DETR.NUM_QUERIES 20 boxes (the most: 300)" in train
-    assert "DETECTIONS" not in train
-    assert "3 of 4 images have more than TEST.DETECTIONS_PER_IMAGE 10 boxes" in test

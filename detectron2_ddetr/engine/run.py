@@ -9,6 +9,7 @@ import torch
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import load_config
 from ..data.coco_json import add_dataset_argument, check_datasets
+from ..data.dataset_contents import check_contents
 from ..data.given_datasets import use_given_datasets
 from ..errors import InputError
 from ..toolbox import (
@@ -63,6 +64,7 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
         logger.info(note)
     cfg.freeze()
     check_datasets(cfg, eval_only=eval_only)
+    check_contents(cfg, eval_only=eval_only)
     return cfg
 
 
