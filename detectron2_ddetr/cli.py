@@ -139,10 +139,17 @@ def _parser() -> argparse.ArgumentParser:
     add_run("eval", _evaluate, "evaluate the folder of a run (first), or a config", eval_only=True)
 
     visualize = add("visualize", _visualize, "draw predictions and curves of a run (first)")
-    visualize.add_argument("--config-file", default="", help="instead of the folder of a run")
+    visualize.add_argument(
+        "--config-file", default="", help="instead of the folder of a run, with MODEL.WEIGHTS"
+    )
     add_dataset_argument(visualize)
-    visualize.add_argument("--num-images", type=int, default=4, help="of the first test set")
-    visualize.add_argument("--score-threshold", type=float, default=0.4)
+    visualize.add_argument(
+        "--num-images",
+        type=int,
+        default=4,
+        help="of the first test set, chosen to show all classes",
+    )
+    visualize.add_argument("--score-threshold", type=float, default=0.4, help="of what is drawn")
     visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
     check = add("check", _check, "check a COCO json, and that its images are there")
     check.add_argument("json", help="annotations in COCO's format")

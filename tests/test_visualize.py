@@ -7,7 +7,11 @@ import torch
 from PIL import Image
 
 from detectron2_ddetr.toolbox import Boxes, BoxMode, Instances
-from detectron2_ddetr.visualization.drawing import class_color, draw_boxes
+from detectron2_ddetr.visualization import drawing, predictions, text
+from detectron2_ddetr.visualization.choice import choose_images
+from detectron2_ddetr.visualization.drawing import class_color, draw_boxes, style_of
+from detectron2_ddetr.visualization.hits import match_to_ground_truth
+from detectron2_ddetr.visualization.marks import Mark, sign
 from detectron2_ddetr.visualization.predictions import predictions_beside_ground_truth
 
 
@@ -89,10 +93,10 @@ def test_mosaic(tmp_path):
     )
     mosaic = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     # Panels of 800 x 400 and 400 x 800 (width x height), two in a row, under their captions.
-    assert 1600 < mosaic.shape[1] < 1700 and 1200 < mosaic.shape[0] < 1400
+    assert 1600 < mosaic.shape[1] < 1700 and 1200 < mosaic.shape[0] < 1450
 
     def columns(color):
-        return np.flatnonzero((mosaic == color).all(axis=2)[:480].any(axis=0))
+        return np.flatnonzero((mosaic == color).all(axis=2)[60:480].any(axis=0))
 
     left, right = columns(class_color(0)), columns(class_color(1))
     # x 5..25 of 120 px are 33..167 of 800; the crowd region and the low score are not drawn.
@@ -103,3 +107,216 @@ def test_mosaic(tmp_path):
 
     with pytest.raises(ValueError, match="no image to draw"):
         predictions_beside_ground_truth([], [], str(path), score_threshold=0.5)
+
+
+def test_a_crowded_photo_is_not_buried():
+    """Of 400 boxes only some get a tag; every class does, and no tag hides another or a sign."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 740, (400, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(20, 60, (400, 2))], axis=1)
+    labels = [0] * 396 + [1, 2, 3, 4]
+    image = np.full((800, 800, 3), 128, dtype=np.uint8)
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "_draw_tag", lambda c, text, tag, *_: written.append((text, tag)))
+        draw_boxes(image, boxes, labels, class_names=["many", "a", "b", "c", "d"])
+    assert 10 < len(written) < 100
+    assert {"a", "b", "c", "d", "many"} >= {name for name, _ in written} >= {"many", "a"}
+    area = np.zeros((800, 800), dtype=int)
+    for _, (x1, y1, x2, y2) in written:
+        area[y1:y2, x1:x2] += 1
+    assert area.max() == 1 and area.mean() <= drawing.MAX_TAGGED
+
+
+def test_a_tag_does_not_hide_a_small_object():
+    image = np.full((400, 400, 3), 128, dtype=np.uint8)
+    small = np.array([100.0, 82, 112, 94])  # where the tag of the large one would be
+    boxes = np.array([[90.0, 100, 300, 300], small])
+    drawn = draw_boxes(image, boxes, [0, 1], class_names=["large", ""])
+    x1, y1, x2, y2 = (small + (4, 4, -4, -4)).astype(int)
+    assert (drawn[y1:y2, x1:x2] == 128).all()
+
+
+def comparison(tmp_path, pred, scores, num_gt=1, labelled=True):
+    """A dataset dict with `num_gt` boxes of class 0 in a row, and predictions of class 0."""
+    Image.new("RGB", (800, 800), (10, 20, 30)).save(tmp_path / "a.png")
+    annotations = [
+        {"bbox": [10 + 20 * i, 300, 100, 90], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        for i in range(num_gt)
+    ]
+    dataset_dict = {"file_name": str(tmp_path / "a.png"), "annotations": annotations}
+    if not labelled:
+        del dataset_dict["annotations"]
+    instances = Instances((800, 800))
+    instances.pred_boxes = Boxes(torch.tensor(pred, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor(scores)
+    instances.pred_classes = torch.zeros(len(scores), dtype=torch.long)
+    return dataset_dict, instances
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Captions and the (style, marks) of the two panels of each row."""
+    captions, panels = [], []
+    lines, boxes = predictions.text_lines, predictions.draw_boxes
+    monkeypatch.setattr(
+        predictions, "text_lines", lambda t, *a, **k: captions.append(t) or lines(t, *a, **k)
+    )
+    monkeypatch.setattr(
+        predictions,
+        "draw_boxes",
+        lambda *a, **k: panels.append((k["style"], k["marks"])) or boxes(*a, **k),
+    )
+    return captions, panels
+
+
+@pytest.mark.parametrize("num_gt", [1, 21, 30])
+def test_one_style_in_a_row_and_marks(tmp_path, said, num_gt):
+    """A hit, one elsewhere, one too low; the ground truth may be crowded alone."""
+    pred = [[10, 300, 110, 390], [600, 600, 700, 700], [30, 300, 130, 390]]
+    pair = comparison(tmp_path, pred, [0.9, 0.8, 0.1], num_gt)
+    predictions_beside_ground_truth([pair], ["x"], str(tmp_path / "m.png"), score_threshold=0.5)
+    captions, ((left, left_marks), (right, right_marks)) = said
+    assert left == right == style_of((800, 800), num_gt)
+    assert left_marks == [Mark.HIT] + [Mark.MISSED] * (num_gt - 1)
+    assert right_marks == [Mark.HIT, Mark.FALSE_ALARM]
+    assert f"ground truth ({num_gt}: {num_gt - 1} missed)" in captions
+    assert "predictions, score >= 0.5 (2: 1 hit, 1 false)" in captions
+
+
+@pytest.mark.parametrize("scores, words", [([0.123], "the best is 0.12"), ([], "nothing is")])
+def test_nothing_passes_the_threshold(tmp_path, said, scores, words):
+    pair = comparison(tmp_path, [[1.0, 2, 30, 40]] * len(scores), scores)
+    predictions_beside_ground_truth([pair], ["x"], str(tmp_path / "m.png"), score_threshold=0.5)
+    assert any(f"score >= 0.5 (none; {words}" in caption for caption in said[0])
+
+
+def test_without_annotations_nothing_is_right_or_wrong(tmp_path, said):
+    pair = comparison(tmp_path, [[10, 300, 110, 390]], [0.9], labelled=False)
+    predictions_beside_ground_truth([pair], ["x"], str(tmp_path / "m.png"), score_threshold=0.5)
+    assert said[1][1][1] == [None] and "ground truth (none is given)" in said[0]
+
+
+def test_signs_differ_without_their_hue():
+    """In lightness (ITU-R BT.601), as every eye sees it, and in shape."""
+    signs = [sign(mark, 18).astype(float) for mark in Mark]
+    grey = [s[..., :3] @ (0.299, 0.587, 0.114) * s[..., 3] / 255 for s in signs]
+    for i in range(3):
+        for j in range(i):
+            assert (np.abs(grey[i] - grey[j]) > 40).mean() > 0.15
+
+
+def dicts(*labels):
+    return [{"n": n, "annotations": [{"category_id": c} for c in x]} for n, x in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    "labels, count, expected",
+    [
+        ([[0], [0], [0], [0], [1], [2]], 3, {0, 4, 5}),  # the first of each
+        ([[0], [1], [2], [0, 1, 2]], 1, {3}),
+        ([[0], [], [0], []], 3, {0, 2, 1}),  # the empty ones last
+        ([[0] * 50, [0], [0]], 2, {1, 2}),  # crowded ones last
+        ([[0] * 50 + [1], [0], [0]], 2, {0, 1}),  # but for the class 1
+        ([[c for c in range(30)], [0], [1]], 2, {0, 1}),  # all classes only with the crowded one
+        ([[], []], 5, {0, 1}),
+    ],
+)
+def test_images_that_show_all_classes(labels, count, expected):
+    chosen = choose_images(dicts(*labels), count)
+    assert {d["n"] for d in chosen} == expected and len(chosen) == len(expected)
+
+
+def test_images_without_labels_are_the_first():
+    assert choose_images([{"n": n} for n in range(9)], 3) == [{"n": n} for n in range(3)]
+
+
+def test_hits_are_those_of_pycocotools():
+    coco, evaluation = pytest.importorskip("pycocotools.coco"), None
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        n, t = rng.integers(0, 9), rng.integers(1, 13)
+        gt = np.concatenate([rng.integers(0, 5, (n, 2)) * 4, rng.integers(4, 20, (n, 2))], 1)
+        pred = np.concatenate([rng.integers(0, 5, (t, 2)) * 4, rng.integers(4, 20, (t, 2))], 1)
+        gt_labels, pred_labels = rng.integers(0, 2, n), rng.integers(0, 2, t)
+        crowd, scores = rng.random(n) < 0.3, rng.permutation(t) / t
+        truth = coco.COCO()
+        truth.dataset = {
+            "images": [{"id": 1}],
+            "categories": [{"id": 0}, {"id": 1}],
+            "annotations": [
+                {"id": i + 1, "image_id": 1, "category_id": int(c), "bbox": b.tolist(),
+                 "area": int(b[2] * b[3]), "iscrowd": int(k)}
+                for i, (b, c, k) in enumerate(zip(gt, gt_labels, crowd))
+            ],
+        }  # fmt: skip
+        truth.createIndex()
+        results = coco.COCO()
+        results.dataset = {
+            "images": [{"id": 1}],
+            "categories": [{"id": 0}, {"id": 1}],
+            "annotations": [
+                {"id": i + 1, "image_id": 1, "category_id": int(c), "bbox": b.tolist(),
+                 "area": int(b[2] * b[3]), "score": float(s)}
+                for i, (b, c, s) in enumerate(zip(pred, pred_labels, scores))
+            ],
+        }  # fmt: skip
+        results.createIndex()
+        evaluation = COCOeval(truth, results, "bbox")
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        hit, on_crowd, found = np.zeros(t, bool), np.zeros(t, bool), np.zeros(n, bool)
+        for image in filter(None, evaluation.evalImgs):
+            dt = np.array(image["dtIds"]) - 1
+            matched = image["dtMatches"][0].astype(int) if len(dt) else np.zeros(0, int)
+            ignored = image["dtIgnore"][0].astype(bool) if len(dt) else np.zeros(0, bool)
+            hit[dt[(matched > 0) & ~ignored]] = True
+            on_crowd[dt[(matched > 0) & ignored]] = True
+            found[matched[(matched > 0) & ~ignored] - 1] = True
+        xyxy = [np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1) for b in (pred, gt)]
+        ours = match_to_ground_truth(xyxy[0], pred_labels, scores, xyxy[1], gt_labels, crowd)
+        for value, reference in zip(ours, (hit, on_crowd, found)):
+            np.testing.assert_array_equal(value, reference)
+
+
+@pytest.fixture
+def only_dejavu(monkeypatch):
+    """A machine with no font but matplotlib's own."""
+    first = next(text._font_files())
+    monkeypatch.setattr(text, "_font_files", lambda: iter([first]))
+    monkeypatch.setattr(text, "_FONT_OF", {})
+    text.readable_names.cache_clear()
+    yield
+    text.readable_names.cache_clear()
+
+
+def test_names_in_other_scripts(only_dejavu, caplog):
+    names = ("эритроцит", "白血球", "Größe\n1", "", "λ≥2", "赤血球")
+    assert text.readable_names(names) == ("эритроцит", "1", "Größe 1", "3", "λ≥2", "5")
+    text.readable_names(names)
+    (record,) = caplog.records
+    assert "3 of 6 class names" not in record.message  # that one is empty is no lack of a font
+    assert "2 of 6 class names" in record.message and "白血球" in record.message
+
+
+@pytest.mark.parametrize("word", ["клетка", "κύτταρο", "Größe", "cell"])
+def test_letters_differ_from_each_other_and_from_a_missing_one(word):
+    masks = [text.text_mask(letter, 40) for letter in dict.fromkeys(word)]
+    font = text._font(next(text._font_files()), 40)
+    missing = font.getmask("\U0010fffd").getbbox()
+    for i, mask in enumerate(masks):
+        assert mask.max() > 0.9
+        assert not any(np.array_equal(mask, other) for other in masks[:i])
+        rows, columns = np.nonzero(mask)
+        box = (np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert box != (missing[2] - missing[0], missing[3] - missing[1])
+
+
+def test_a_class_without_a_name(tmp_path):
+    pair = comparison(tmp_path, [[10, 300, 110, 390]], [0.9])
+    pair[1].pred_classes[:] = 7
+    predictions_beside_ground_truth([pair], [], str(tmp_path / "m.png"), score_threshold=0.5)
+    assert (tmp_path / "m.png").is_file()

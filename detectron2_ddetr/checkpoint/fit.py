@@ -44,7 +44,7 @@ def check_state_dict(
     if part and needs_head:
         raise InputError(
             f"{filename} holds the weights of a backbone, not a trained detector: set "
-            "MODEL.WEIGHTS to a checkpoint of one, or give --resume"
+            "MODEL.WEIGHTS to a checkpoint of one, such as model_final.pth of a run"
         )
     wanted = {key for key in model if key.startswith(part)}
     checks = _differences(checkpoint, model)

@@ -2,12 +2,45 @@
 
 import colorsys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from .choice import CROWDED
+from .marks import Mark, paste, sign
+from .text import line_height, shortened, text_width, wrapped, write
+
 MARGIN = 14  # px between the panels
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+#: Tags beyond this share of the image are left out, so that the photo can be seen.
+MAX_TAGGED = 0.07
+#: So are those that would hide more than this of the objects, each as a share of its box.
+MAX_HIDDEN = 0.3
+
+#: (x1, y1, x2, y2) px
+Rectangle = tuple[int, int, int, int]
+
+
+class Style(NamedTuple):
+    """Of all boxes of an image; all in px."""
+
+    thickness: int
+    edge: int
+    font: int
+
+
+def style_of(shape: Sequence[int], num_boxes: int) -> Style:
+    """
+    Args:
+        shape: (H, W, ...) of the image.
+        num_boxes: a crowded image gets thinner lines and smaller text.
+    """
+    side, crowded = max(shape[:2]), num_boxes > CROWDED
+    return Style(
+        thickness=max(1, round(side / 400)),
+        edge=0 if crowded else 1,
+        font=max(12, round(side / (64 if crowded else 50))),
+    )
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -18,6 +51,11 @@ def class_color(label: int) -> tuple[int, int, int]:
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, value))
 
 
+def class_name(label: int, class_names: Sequence[str] | None) -> str:
+    """The number where there is no name."""
+    return class_names[label] if class_names and label < len(class_names) else str(label)
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -25,111 +63,146 @@ def draw_boxes(
     scores: Sequence[float] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    marks: Sequence[Mark | None] | None = None,
+    style: Style | None = None,
 ) -> np.ndarray:
     """
-    Draws boxes with their class and score.
+    Draws boxes, and tags with class and score where they hide neither each other nor the photo.
 
     Args:
         image: (H, W, 3) uint8 RGB; not modified.
         boxes: (T, 4) (x1, y1, x2, y2) in px of `image`.
         labels: (T,) class numbers, which choose the colours.
         scores: (T,) in [0, 1], or None to leave them out.
-        class_names: written in place of the numbers.
+        class_names: written in place of the numbers; see :func:`.text.readable_names`.
+        marks: (T,) signs at the corners of the boxes, None for none.
+        style: that of an image with as many boxes, if not given.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     canvas = np.array(image, order="C")
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     height, width = canvas.shape[:2]
-    # A crowded image gets thinner lines and smaller text, down to what can still be read.
-    crowded = len(boxes) > 12
-    thickness = max(1, round(max(height, width) / 400))
-    edge = 0 if crowded else 1
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    boxes = np.clip(boxes, 0, (width - 1, height - 1) * 2)
+    labels = [int(label) for label in labels]
+    style = style or style_of(canvas.shape, len(boxes))
     # Large boxes first, so that small ones inside them stay visible.
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-areas, kind="stable")
+    order = np.argsort(-areas, kind="stable").tolist()
     for index in order:
-        _draw_rectangle(canvas, boxes[index], class_color(int(labels[index])), thickness, edge)
-    taken: list[tuple[int, int, int, int]] = []
-    font_px = max(9.0, max(height, width) / (68 if crowded else 55))
-    for index in order:
-        label = int(labels[index])
-        text = str(label) if class_names is None else class_names[label]
+        _draw_rectangle(canvas, boxes[index], class_color(labels[index]), style)
+    taken: list[Rectangle] = []
+    for index in order if marks is not None else ():
+        if marks[index] is not None:
+            taken.append(_draw_mark(canvas, marks[index], boxes[index], style, taken))
+    left = MAX_TAGGED * height * width
+    for index in _one_of_each_class_first(order, labels):
+        text = class_name(labels[index], class_names)
+        # Without this, one long name would be wider than the picture.
+        text = shortened(text, style.font, width / 3)
         if scores is not None:
             text += f" {float(scores[index]):.2f}"
-        taken.append(_draw_tag(canvas, text, boxes[index], class_color(label), font_px, taken))
+        tag = _place_tag(canvas.shape, text, boxes[index], boxes, style, taken)
+        if tag is None or (tag[2] - tag[0]) * (tag[3] - tag[1]) > left:
+            continue
+        _draw_tag(canvas, text, tag, class_color(labels[index]), style)
+        taken.append(tag)
+        left -= (tag[2] - tag[0]) * (tag[3] - tag[1])
     return canvas
 
 
+def _one_of_each_class_first(order: Sequence[int], labels: Sequence[int]) -> list[int]:
+    first = {}
+    for index in order:
+        first.setdefault(labels[index], index)
+    return [*first.values(), *(i for i in order if first[labels[i]] != i)]
+
+
 def _draw_rectangle(
-    canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int], thickness: int, edge: int
+    canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int], style: Style
 ) -> None:
     """Outlines `box`, (x1, y1, x2, y2) px, between dark edges that show on any background."""
-    height, width = canvas.shape[:2]
-    x1, y1, x2, y2 = np.round(np.clip(box, 0, (width - 1, height - 1) * 2)).astype(int).tolist()
-    if edge > 0:
+    x1, y1, x2, y2 = np.round(box).astype(int).tolist()
+    if style.edge > 0:
         dark = tuple(v // 4 for v in color)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), dark, thickness + 2 * edge)
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), dark, style.thickness + 2 * style.edge)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, style.thickness)
 
 
-def _draw_tag(
-    canvas: np.ndarray,
+def _draw_mark(
+    canvas: np.ndarray, mark: Mark, box: np.ndarray, style: Style, taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Lays the sign on the corner of `box` where it hides no other; returns where."""
+    height, width = canvas.shape[:2]
+    side = round(1.1 * style.font)
+    x1, y1, x2, y2 = box
+    corners = np.array([(x, y) for y in (y1, y2) for x in (x1, x2)]) - side / 2
+    upper = np.maximum(np.array([width, height]) - side, 0)
+    corners = np.clip(np.round(corners), 0, upper).astype(int)
+    places = np.concatenate([corners, corners + side], axis=1)
+    place = tuple(places[int(np.argmin(_overlaps(places, taken).sum(1)))].tolist())
+    paste(canvas, sign(mark, side), *place[:2])
+    return place
+
+
+def _place_tag(
+    shape: Sequence[int],
     text: str,
     box: np.ndarray,
-    color: tuple[int, int, int],
-    font_px: float,
-    taken: Sequence[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
-    """Writes `text` by `box` where it hides no other tag; returns where, (x1, y1, x2, y2) px."""
-    scale = font_px / 21.0  # the capitals of this font are 21 px high at scale 1
-    weight = max(1, round(scale * 1.6))
-    (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, weight)
-    pad = max(2, round(font_px / 4))
-    size = np.array([text_width + 2 * pad, text_height + 2 * pad])
-    height, width = canvas.shape[:2]
-
+    boxes: np.ndarray,
+    style: Style,
+    taken: Sequence[Rectangle],
+) -> Rectangle | None:
+    """Where by `box` a tag hides nothing `taken` and least of the objects; None for nowhere."""
+    pad = style.font // 3
+    height, width = shape[:2]
+    tag_width = min(text_width(text, style.font) + 2 * pad, width)
+    tag_height = min(line_height(style.font) + 2, height)
     x1, y1, x2, y2 = box
-    tag_width, tag_height = size.tolist()
     # In order of preference: above and below the box, inside it, and at last one line away from
     # it; left, right, in between.
     lefts = [x1, x2 - tag_width, (x1 + x2 - tag_width) / 2]
     tops = [y1 - tag_height, y2, y1, y2 - tag_height, (y1 + y2 - tag_height) / 2]
     tops += [y1 - 2 * tag_height, y2 + tag_height]
     corners = np.array([(left, top) for top in tops for left in lefts])
-    upper = np.maximum(np.array([width, height]) - size, 0)
     # A corner that had to be moved into the image lies elsewhere then: still a valid place.
+    upper = (width - tag_width, height - tag_height)
     corners = np.clip(np.round(corners), 0, upper).astype(int)
-    costs = [_overlap((*corner, *(corner + size)), taken) for corner in corners]
-    left, top = corners[int(np.argmin(costs))].tolist()
+    places = np.concatenate([corners, corners + (tag_width, tag_height)], axis=1)
+    places = places[_overlaps(places, taken).sum(1) == 0]
+    if not len(places):
+        return None
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1.0)
+    hidden = (_overlaps(places, boxes) / areas).sum(1)
+    best = int(np.argmin(hidden))
+    return tuple(places[best].tolist()) if hidden[best] <= MAX_HIDDEN else None
 
-    patch = canvas[top : top + tag_height, left : left + tag_width]
+
+def _draw_tag(
+    canvas: np.ndarray, text: str, tag: Rectangle, color: tuple[int, int, int], style: Style
+) -> None:
+    x1, y1, x2, y2 = tag
+    patch = canvas[y1:y2, x1:x2]
     patch[:] = (0.15 * patch + 0.85 * np.array(color)).astype(np.uint8)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
     ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
-    origin = (left + pad, top + pad + text_height)
-    cv2.putText(canvas, text, origin, FONT, scale, ink, weight, cv2.LINE_AA)
-    return left, top, left + tag_width, top + tag_height
+    write(patch, text, style.font // 3, 1, style.font, ink)
 
 
-def _overlap(tag: tuple[int, int, int, int], taken: Sequence[tuple[int, int, int, int]]) -> float:
-    """Area in px^2 that `tag` shares with the `taken` ones; all (x1, y1, x2, y2)."""
-    if not taken:
-        return 0.0
-    others = np.array(taken)
-    low = np.maximum(others[:, :2], tag[:2])
-    high = np.minimum(others[:, 2:], tag[2:])
-    return float(np.clip(high - low, 0, None).prod(axis=1).sum())
+def _overlaps(places: np.ndarray, others: Sequence[Rectangle] | np.ndarray) -> np.ndarray:
+    """(P, N) areas in px^2 that each of `places` shares with each of `others`."""
+    others = np.asarray(others).reshape(-1, 4)
+    low = np.maximum(places[:, None, :2], others[:, :2])
+    high = np.minimum(places[:, None, 2:], others[:, 2:])
+    return np.clip(high - low, 0, None).prod(axis=2)
 
 
-def text_line(text: str, width: int, font_px: float, left: int = MARGIN) -> np.ndarray:
-    """(H, `width`, 3) uint8 white line with dark text that shrinks to fit."""
-    scale = font_px / 21.0
-    weight = 2 if font_px > 14 else 1
-    text_width = cv2.getTextSize(text, FONT, scale, weight)[0][0]
-    scale *= min(1.0, (width - left) / max(text_width, 1))
-    line = np.full((round(font_px * 2.2), width, 3), 255, dtype=np.uint8)
-    origin = (left, round(font_px * 1.6))
-    cv2.putText(line, text, origin, FONT, scale, (40, 40, 40), weight, cv2.LINE_AA)
-    return line
+def text_lines(text: str, width: int, size: int, left: int = MARGIN) -> np.ndarray:
+    """(H, `width`, 3) uint8 white with dark text, in as many lines as it needs."""
+    lines = wrapped(text, size, max(1, width - left))
+    step = round(1.5 * size)
+    canvas = np.full((len(lines) * step + size // 2, width, 3), 255, dtype=np.uint8)
+    for number, line in enumerate(lines):
+        write(canvas, line, left, number * step + size // 4, size, (40, 40, 40))
+    return canvas

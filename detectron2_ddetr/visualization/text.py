@@ -25,7 +25,8 @@ def readable_names(names: tuple[str, ...]) -> tuple[str, ...]:
         names: by class number.
     """
     replaced = tuple(readable(name, str(number)) for number, name in enumerate(names))
-    missing = [number for number, name in enumerate(names) if replaced[number] != cleaned(name)]
+    shown = [cleaned(name) for name in names]
+    missing = [n for n, name in enumerate(shown) if name and replaced[n] != name]
     if missing:
         logger.warning(
             f"No font here can write {len(missing)} of {len(names)} class names, the first: "
