@@ -20,9 +20,6 @@
 namespace ddetr {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 // The widest instruction set of this processor, or the one that DDETR_CPU_KERNELS names.
 const Kernels& choose_kernels() {
   std::vector<const Kernels*> usable;
@@ -82,39 +79,32 @@ void for_parts(int64_t count, int64_t part, const F& f) {
 // Large enough that what a kernel prepares once does not count.
 constexpr int64_t kPairsPerPart = 512, kQueriesPerPart = 32, kPositionsPerPart = 1024;
 
-// A problem together with what its pointers point to.
+// A problem that has been checked, together with what its pointers point to.
 struct Call {
   const Kernels& kernels = chosen_kernels();
   Tensor value, points, weights;
   std::vector<Level> levels;
   Problem problem{};
 
-  Call(const Tensor& value_, const std::vector<int64_t>& shapes,
-       const std::vector<int64_t>& level_points, const Tensor& points_, const Tensor& weights_,
-       bool fused)
+  Call(const Tensor& value_, const Sizes& shapes, const Sizes& level_points,
+       const Tensor& points_, const Tensor& weights_)
       : value(value_.stride(3) == 1 || value_.size(3) == 1 ? value_
                                                            : torch::stable::contiguous(value_)),
         points(torch::stable::contiguous(points_)),
         weights(torch::stable::contiguous(weights_)) {
     int64_t start = 0, sample = 0;
     for (size_t l = 0; l < level_points.size(); ++l) {
-      STD_TORCH_CHECK(shapes[2 * l] >= 0 && shapes[2 * l + 1] >= 0,
-                      "spatial_shapes must not be negative, got (", shapes[2 * l], ", ",
-                      shapes[2 * l + 1], ")");
       levels.push_back({shapes[2 * l], shapes[2 * l + 1], start, level_points[l], sample});
       start += shapes[2 * l] * shapes[2 * l + 1];
       sample += level_points[l];
     }
-    STD_TORCH_CHECK(start == value.size(1), "spatial_shapes cover ", start,
-                    " positions but value has ", value.size(1));
-    check_samples(value, sample, points, weights, fused);
     problem.images = value.size(0), problem.positions = value.size(1);
     problem.heads = value.size(2), problem.channels = value.size(3);
     problem.queries = points.size(1), problem.samples = sample;
     problem.levels = levels.size(), problem.level = levels.data();
     problem.value_type = dtype_of(value), problem.point_type = dtype_of(points);
     problem.value = value.const_data_ptr();
-    for (int i = 0; i < 3; ++i) problem.value_strides[i] = value.stride(i);
+    for (int i = 0; i < 3; ++i) problem.value_strides[i] = stride(value, i);
     problem.points = points.const_data_ptr(), problem.weights = weights.const_data_ptr();
   }
 
@@ -130,6 +120,7 @@ struct Call {
     const Problem& p = problem;
     Tensor output =
         torch::stable::new_empty(value, {p.images, p.queries, p.heads * p.channels});
+    if (output.numel() == 0) return output;
     char* const out = static_cast<char*>(output.mutable_data_ptr());
     if (p.heads == 1 || p.queries * p.samples < p.positions) {
       for_parts(queries(), kQueriesPerPart, [&](int64_t first, int64_t last) {
@@ -165,6 +156,7 @@ struct Call {
 
   void backward(const Gradients& grads) const {
     const Problem& p = problem;
+    if (value.numel() == 0 && points.numel() == 0) return;
     const int64_t owners = p.images * p.heads, threads = torch::stable::get_num_threads();
     // All levels at once read and write whole lines of memory; more threads need more tasks.
     const int64_t group = owners >= 2 * threads ? p.levels : 1;
@@ -176,30 +168,30 @@ struct Call {
   }
 };
 
-std::vector<int64_t> read_shapes(const Tensor& spatial_shapes) {
+Call plain_call(const Tensor& value, const Tensor& spatial_shapes,
+                const Tensor& sampling_locations, const Tensor& attention_weights) {
+  check_plain(value, spatial_shapes, sampling_locations, attention_weights);
   const Tensor shapes = torch::stable::contiguous(spatial_shapes);
   const int64_t* first = shapes.const_data_ptr<int64_t>();
-  return {first, first + shapes.numel()};
+  const Sizes sizes(first, first + shapes.numel());
+  check_levels(value, sizes);
+  return Call(value, sizes, Sizes(shapes.size(0), sampling_locations.size(4)),
+              sampling_locations, attention_weights);
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& sampling_locations, const Tensor& attention_weights) {
-  const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
-  const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
-                  attention_weights, /*fused=*/false);
-  return call.forward();
+  return plain_call(value, spatial_shapes, sampling_locations, attention_weights).forward();
 }
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
     const Tensor& sampling_locations, const Tensor& attention_weights, bool needs_value,
     bool needs_locations, bool needs_weights, bool /*always deterministic*/) {
-  const std::vector<int64_t> points(spatial_shapes.size(0), sampling_locations.size(4));
-  const Call call(value, read_shapes(spatial_shapes), points, sampling_locations,
-                  attention_weights, /*fused=*/false);
-  check_grad_output(grad_output, value, call.points);
+  const Call call = plain_call(value, spatial_shapes, sampling_locations, attention_weights);
+  check_grad_output(grad_output, value, sampling_locations);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   Tensor grad_value =
@@ -220,11 +212,11 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
           needs_weights ? shaped(grad_weights, attention_weights) : nothing(grad_weights)};
 }
 
-Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes,
-                const std::vector<int64_t>& level_points, const Tensor& references,
-                const Tensor& sampling_offsets, const Tensor& attention_logits) {
-  Call call(value, level_shapes, level_points, sampling_offsets, attention_logits, true);
-  check_references(value, call.problem.levels, call.points, references);
+// `references` are reference_points, contiguous, which must outlive the call.
+Call fused_call(const Tensor& value, const Sizes& level_shapes, const Sizes& level_points,
+                const Tensor& references, const Tensor& sampling_offsets,
+                const Tensor& attention_logits) {
+  Call call(value, level_shapes, level_points, sampling_offsets, attention_logits);
   call.problem.references = references.const_data_ptr();
   call.problem.reference_size = references.size(3);
   return call;
@@ -233,6 +225,8 @@ Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes,
 Tensor ms_deform_attn_fused(const Tensor& value, std::vector<int64_t> level_shapes,
                             std::vector<int64_t> level_points, const Tensor& reference_points,
                             const Tensor& sampling_offsets, const Tensor& attention_logits) {
+  check_fused(value, level_shapes, level_points, reference_points, sampling_offsets,
+              attention_logits);
   const Tensor references = torch::stable::contiguous(reference_points);
   return fused_call(value, level_shapes, level_points, references, sampling_offsets,
                     attention_logits)
@@ -244,10 +238,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
     std::vector<int64_t> level_points, const Tensor& reference_points,
     const Tensor& sampling_offsets, const Tensor& attention_logits, bool needs_value,
     bool needs_references, bool needs_offsets, bool needs_logits, bool /*always deterministic*/) {
+  check_fused(value, level_shapes, level_points, reference_points, sampling_offsets,
+              attention_logits);
+  check_grad_output(grad_output, value, sampling_offsets);
   const Tensor references = torch::stable::contiguous(reference_points);
   const Call call = fused_call(value, level_shapes, level_points, references, sampling_offsets,
                                attention_logits);
-  check_grad_output(grad_output, value, call.points);
   const Problem& p = call.problem;
   const Tensor output = torch::stable::contiguous(grad_output);
   const std::vector<int64_t> offset_sizes = {p.images, p.queries, p.heads, p.samples, 2};
@@ -272,11 +268,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   grads.points = grad_offsets.mutable_data_ptr();
   grads.logits = grad_logits.mutable_data_ptr();
   grads.references = needs_references ? grad_references.mutable_data_ptr() : nullptr;
-  for_parts(call.pairs(), kPairsPerPart, [&](int64_t first, int64_t last) {
+  const int64_t pairs = call.points.numel() == 0 ? 0 : call.pairs();
+  for_parts(pairs, kPairsPerPart, [&](int64_t first, int64_t last) {
     call.kernels.softmax(p, attention.mutable_data_ptr(), first, last);
   });
   call.backward(grads);
-  for_parts(call.queries(), kQueriesPerPart, [&](int64_t first, int64_t last) {
+  const int64_t queries = pairs == 0 && references.numel() == 0 ? 0 : call.queries();
+  for_parts(queries, kQueriesPerPart, [&](int64_t first, int64_t last) {
     call.kernels.finish(p, grads, first, last);
   });
   return {needs_value ? grad_value : nothing(value), grad_references,

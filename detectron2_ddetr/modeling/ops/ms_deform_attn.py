@@ -10,6 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import (
+    check_amounts,
+    check_fused,
+    check_fused_shapes,
+    check_plain,
+    check_positions,
+    check_shapes,
+    check_tensors,
+    check_value,
+    coordinate_dtype,
+)
 from .ms_deform_attn_pytorch import (
     gather_backward,
     gather_forward,
@@ -60,14 +71,21 @@ def ms_deform_attn(
         (N, Q, M * D) in the dtype of `value`; differentiable once in all three float inputs.
 
     Raises:
-        ValueError: when the shapes do not fit together; the message gives both sides. Of
-            `spatial_shapes` on a GPU the numbers are not waited for; there the kernel asserts.
+        ValueError: when shapes, dtypes or devices do not fit together; the message gives both
+            sides. Of `spatial_shapes` on a GPU the numbers are not waited for; there the kernel
+            asserts.
     """
-    _check_value(value)
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    check_tensors(
+        value,
+        spatial_shapes=spatial_shapes,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+    )
+    check_value(value)
+    check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     if spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_positions(value, spatial_shapes.tolist())
-    dtype = _coordinate_dtype(value)
+        check_positions(value, spatial_shapes.tolist())
+    dtype = coordinate_dtype(value)
     return _ops.ms_deform_attn(
         value,
         spatial_shapes.to(torch.int64),
@@ -105,10 +123,17 @@ def ms_deform_attn_fused(
         (N, Q, M * D) in the dtype of `value`; differentiable once in all four tensors.
 
     Raises:
-        ValueError: when the shapes do not fit together; the message gives both sides.
+        ValueError: when shapes, dtypes or devices do not fit together; the message gives both
+            sides.
     """
-    _check_value(value)
-    _check_positions(value, spatial_shapes)
+    check_tensors(
+        value,
+        reference_points=reference_points,
+        sampling_offsets=sampling_offsets,
+        attention_logits=attention_logits,
+    )
+    check_value(value)
+    check_positions(value, spatial_shapes)
     if points_per_level is None:
         if len(spatial_shapes) == 0 or sampling_offsets.shape[3] % len(spatial_shapes) != 0:
             raise ValueError(
@@ -116,11 +141,11 @@ def ms_deform_attn_fused(
                 f"{len(spatial_shapes)} levels: say how with points_per_level"
             )
         points_per_level = [sampling_offsets.shape[3] // len(spatial_shapes)] * len(spatial_shapes)
-    _check_fused_shapes(
+    check_fused_shapes(
         value, spatial_shapes, reference_points, sampling_offsets, attention_logits,
         points_per_level,
     )  # fmt: skip
-    dtype = _coordinate_dtype(value)
+    dtype = coordinate_dtype(value)
     if not sampling_offsets.dtype == attention_logits.dtype == value.dtype:
         sampling_offsets, attention_logits = sampling_offsets.to(dtype), attention_logits.to(dtype)
     return _ops.ms_deform_attn_fused(
@@ -133,77 +158,6 @@ def ms_deform_attn_fused(
     )
 
 
-def _coordinate_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
-def _check_value(value: Tensor) -> None:
-    if value.dim() != 4:
-        raise ValueError(f"value must be (N, S, M, D), got shape {tuple(value.shape)}")
-    if value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"value must be float of 16, 32 or 64 bits, got {value.dtype}")
-
-
-def _check_positions(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> None:
-    for height, width in spatial_shapes:
-        if height < 0 or width < 0:  # the product of two would be a size that fits
-            raise ValueError(f"spatial_shapes must not be negative, got {(height, width)}")
-    positions = sum(height * width for height, width in spatial_shapes)
-    if positions != value.shape[1]:
-        raise ValueError(
-            f"spatial_shapes cover {positions} positions but value has {value.shape[1]}"
-        )
-
-
-def _check_shapes(value: Tensor, shapes: Tensor, locations: Tensor, attention: Tensor) -> None:
-    if shapes.dim() != 2 or shapes.shape[1] != 2:
-        raise ValueError(f"spatial_shapes must be (L, 2), got shape {tuple(shapes.shape)}")
-    if locations.dim() != 6 or locations.shape[5] != 2:
-        raise ValueError(
-            f"sampling_locations must be (N, Q, M, L, P, 2), got shape {tuple(locations.shape)}"
-        )
-    if locations.shape[:5] != attention.shape:
-        raise ValueError(
-            f"attention_weights must be (N, Q, M, L, P) = {tuple(locations.shape[:5])} as in "
-            f"sampling_locations, got shape {tuple(attention.shape)}"
-        )
-    expected = (value.shape[0], value.shape[2], shapes.shape[0])
-    got = (locations.shape[0], locations.shape[2], locations.shape[3])
-    if got != expected:
-        raise ValueError(
-            f"sampling_locations have (N, M, L) = {got}, while value and spatial_shapes "
-            f"have {expected}"
-        )
-
-
-def _check_fused_shapes(
-    value: Tensor, shapes, references: Tensor, offsets: Tensor, logits: Tensor, level_points
-) -> None:
-    if references.dim() != 4 or references.shape[3] not in (2, 4):
-        raise ValueError(
-            "reference_points must be (N, Q, L, R) and end in 2 numbers (x, y) or 4 (cx, cy, w, "
-            f"h), got shape {tuple(references.shape)}"
-        )
-    if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
-        raise ValueError(
-            "points_per_level must give a number, at least 1, for each of "
-            f"{len(shapes)} levels, got {list(level_points)}"
-        )
-    num_images, num_queries, num_levels = references.shape[:3]
-    expected = (value.shape[0], num_queries, value.shape[2], sum(level_points))
-    if logits.shape != expected or offsets.shape != (*expected, 2):
-        raise ValueError(
-            f"attention_logits must be (N, Q, M, K) = {expected} as in value, reference_points and "
-            f"points_per_level, and sampling_offsets (N, Q, M, K, 2); got shapes "
-            f"{tuple(logits.shape)} and {tuple(offsets.shape)}"
-        )
-    if (num_images, num_levels) != (value.shape[0], len(shapes)):
-        raise ValueError(
-            f"reference_points have (N, L) = {(num_images, num_levels)}, while value and "
-            f"spatial_shapes have {(value.shape[0], len(shapes))}"
-        )
-
-
 # Where no kernel is compiled for the device of the tensors.
 
 
@@ -212,15 +166,19 @@ def _impl(function):
     return function
 
 
+def _by_sample(value, spatial_shapes, locations, attention, grad_output=None):
+    """What the PyTorch form takes: checked, with the samples of all levels on one axis."""
+    check_plain(value, spatial_shapes, locations, attention, grad_output)
+    check_amounts(value, locations, locations.shape[3])
+    sizes = spatial_shapes.tolist()
+    check_positions(value, sizes)
+    level_points = [locations.shape[4]] * locations.shape[3]
+    return value, sizes, level_points, locations.flatten(3, 4), attention.flatten(3, 4)
+
+
 @_impl
 def _ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights):
-    return gather_forward(
-        value,
-        spatial_shapes.tolist(),
-        [sampling_locations.shape[4]] * sampling_locations.shape[3],
-        sampling_locations.flatten(3, 4),
-        attention_weights.flatten(3, 4),
-    )
+    return gather_forward(*_by_sample(value, spatial_shapes, sampling_locations, attention_weights))
 
 
 @_impl
@@ -228,13 +186,9 @@ def _ms_deform_attn_backward(
     grad_output, value, spatial_shapes, sampling_locations, attention_weights,
     needs_value, needs_locations, needs_weights, deterministic,
 ):  # fmt: skip
+    inputs = (value, spatial_shapes, sampling_locations, attention_weights)
     grad_value, grad_locations, grad_weights = gather_backward(
-        grad_output,
-        value,
-        spatial_shapes.tolist(),
-        [sampling_locations.shape[4]] * sampling_locations.shape[3],
-        sampling_locations.flatten(3, 4),
-        attention_weights.flatten(3, 4),
+        grad_output, *_by_sample(*inputs, grad_output)
     )
     return (
         grad_value if needs_value else value.new_empty(0),
@@ -259,6 +213,10 @@ def _pairs(level_shapes):
 def _ms_deform_attn_fused(
     value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
 ):
+    check_fused(
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+    )
+    check_amounts(value, sampling_offsets, len(level_points))
     sizes = _pairs(level_shapes)
     locations = locations_from_offsets(reference_points, sampling_offsets, sizes, level_points)
     attention = attention_logits.to(locations.dtype).softmax(-1)
@@ -270,6 +228,11 @@ def _ms_deform_attn_fused_backward(
     grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
     attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
 ):  # fmt: skip
+    check_fused(
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits,
+        grad_output,
+    )  # fmt: skip
+    check_amounts(value, sampling_offsets, len(level_points))
     sizes = _pairs(level_shapes)
     step, base = step_and_base(reference_points, sizes, level_points)
     locations = base + sampling_offsets * step
@@ -332,6 +295,7 @@ def _contiguous(like: Tensor, needed: bool) -> Tensor:
 
 @_fake
 def _fake_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights):
+    check_plain(value, spatial_shapes, sampling_locations, attention_weights)
     num_images, num_queries, num_heads = attention_weights.shape[:3]
     return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
 
@@ -341,6 +305,7 @@ def _fake_ms_deform_attn_backward(
     grad_output, value, spatial_shapes, sampling_locations, attention_weights,
     needs_value, needs_locations, needs_weights, deterministic,
 ):  # fmt: skip
+    check_plain(value, spatial_shapes, sampling_locations, attention_weights, grad_output)
     return (
         _contiguous(value, needs_value),
         _contiguous(sampling_locations, needs_locations),
@@ -352,6 +317,9 @@ def _fake_ms_deform_attn_backward(
 def _fake_ms_deform_attn_fused(
     value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
 ):
+    check_fused(
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+    )
     num_images, num_queries, num_heads = attention_logits.shape[:3]
     return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
 
@@ -361,6 +329,10 @@ def _fake_ms_deform_attn_fused_backward(
     grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
     attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
 ):  # fmt: skip
+    check_fused(
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits,
+        grad_output,
+    )  # fmt: skip
     return (
         _contiguous(value, needs_value),
         _contiguous(reference_points, needs_references),
