@@ -301,7 +301,7 @@ def test_backbone_weights_are_for_training(tmp_path, caplog, form):
         model, state = build(*full), resnet50(weights=None).state_dict()
     path = tmp_path / "backbone.pth"
     torch.save(state, path)
-    check_refused(model, path, "backbone", "--resume", "MODEL.WEIGHTS", needs_head=True)
+    check_refused(model, path, "backbone", "model_final.pth", "MODEL.WEIGHTS", needs_head=True)
     head = {k: v.clone() for k, v in model.head.state_dict().items()}
     with caplog.at_level(logging.INFO):
         Checkpointer(model).load(str(path))
