@@ -121,9 +121,7 @@ inline void check_levels(const Tensor& value, const Sizes& shapes) {
     STD_TORCH_CHECK(height <= kMaxPositions && width <= kMaxPositions,
                     "ms_deform_attn: spatial_shapes must not be larger than ", kMaxPositions,
                     ", got ", text({height, width}));
-    positions += height * width;  // of at most 2^62; more than there are ends the loop
-    STD_TORCH_CHECK(positions <= value.size(1), "ms_deform_attn: spatial_shapes cover ",
-                    positions, " positions or more but value has ", value.size(1));
+    positions = std::min(positions + height * width, int64_t{1} << 61);  // does not overflow
   }
   STD_TORCH_CHECK(positions == value.size(1), "ms_deform_attn: spatial_shapes cover ", positions,
                   " positions but value has ", value.size(1));
@@ -139,6 +137,8 @@ inline void check_results(const Tensor& value, int64_t queries, int64_t samples)
   const int64_t images = value.size(0), heads = value.size(2);
   check_amount("output", {images, queries, heads, value.size(3)});
   check_amount("samples", {images, queries, heads, samples, 2});
+  STD_TORCH_CHECK(samples <= kMaxPositions, "ms_deform_attn: a query has ", samples,
+                  " samples of each head, more than ", kMaxPositions);
 }
 
 // Of the entry that is given locations. The numbers in spatial_shapes, which may be on a device

@@ -475,7 +475,13 @@ def test_order_of_threads_does_not_matter(library):
 
 def test_wrong_sizes_on_the_device_are_noticed(library):
     case = make_case()
-    for shapes in (((5, 7), (3, 4), (2, 1)), ((5, 7), (3, 3), (1, 1)), ((-5, -7), (3, 4), (1, 1))):
+    large = 2**32  # the product of two is 0 in 64 bits, and so is each in 32 bits
+    for shapes in (
+        ((5, 7), (3, 4), (2, 1)),
+        ((5, 7), (3, 3), (1, 1)),
+        ((-5, -7), (3, 4), (1, 1)),
+        ((large, large), (4, 12), (0, 0)),
+    ):
         with pytest.raises(RuntimeError, match="positions|height"):
             run(library, replace(case, shapes=torch.tensor(shapes)), on_device=True)
 

@@ -63,11 +63,11 @@ void launch_backward(const Problem& problem, const Source& source, const Tensor&
 
 Gradients run_backward(const Tensor& any_grad_output, const Tensor& any_value,
                        const Inputs& inputs, const Needs& needs, bool deterministic) {
+  check_grad_output(any_grad_output, any_value, inputs.points);
   const torch::stable::accelerator::DeviceGuard guard(any_value.get_device_index());
   const Tensor value = addressable(any_value);
   const Tensor grad_output = torch::stable::contiguous(any_grad_output);
   const Problem problem = make_problem(value, inputs);
-  check_grad_output(grad_output, value, inputs.points);
   const bool empty = is_empty(value, problem);
   const bool sums_in_place =
       !deterministic && value.scalar_type() == sum_type(value);
@@ -98,7 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& sampling_locations, const Tensor& attention_weights, bool needs_value,
     bool needs_locations, bool needs_weights, bool deterministic) {
   const Gradients gradients = run_backward(
-      grad_output, value, Inputs(spatial_shapes, sampling_locations, attention_weights),
+      grad_output, value,
+      Inputs::plain(value, spatial_shapes, sampling_locations, attention_weights),
       {needs_value, false, needs_locations, needs_weights}, deterministic);
   return {gradients.value, gradients.points, gradients.weights};
 }
@@ -110,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
     bool needs_references, bool needs_offsets, bool needs_logits, bool deterministic) {
   const Gradients gradients = run_backward(
       grad_output, value,
-      Inputs(level_shapes, level_points, reference_points, sampling_offsets, attention_logits),
+      Inputs::fused(value, level_shapes, level_points, reference_points, sampling_offsets,
+                    attention_logits),
       {needs_value, needs_references, needs_offsets, needs_logits}, deterministic);
   return {gradients.value, gradients.references, gradients.points, gradients.weights};
 }

@@ -28,15 +28,16 @@ Tensor run_forward(const Tensor& any_value, const Inputs& inputs) {
 
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& sampling_locations, const Tensor& attention_weights) {
-  return run_forward(value, Inputs(spatial_shapes, sampling_locations, attention_weights));
+  return run_forward(
+      value, Inputs::plain(value, spatial_shapes, sampling_locations, attention_weights));
 }
 
 Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t>& level_shapes,
                             const std::vector<int64_t>& level_points,
                             const Tensor& reference_points, const Tensor& sampling_offsets,
                             const Tensor& attention_logits) {
-  return run_forward(value, Inputs(level_shapes, level_points, reference_points, sampling_offsets,
-                                   attention_logits));
+  return run_forward(value, Inputs::fused(value, level_shapes, level_points, reference_points,
+                                          sampling_offsets, attention_logits));
 }
 
 }  // namespace

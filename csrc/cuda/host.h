@@ -1,4 +1,4 @@
-// From tensors to what the kernels take. Shapes have been checked in Python.
+// From tensors to what the kernels take.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -13,9 +13,6 @@
 #include "sampling.cuh"
 
 namespace ddetr {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline Stream current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -34,7 +31,7 @@ inline Tensor readable(const Tensor& tensor) {
 // Value is read in place whatever its strides, as long as the kernels can express them.
 inline Tensor addressable(const Tensor& value) {
   const bool unit_stride = value.size(3) == 1 || value.stride(3) == 1;
-  const bool near = value.stride(1) * static_cast<int64_t>(value.element_size()) <= INT32_MAX;
+  const bool near = stride(value, 1) <= INT32_MAX / static_cast<int64_t>(value.element_size());
   return unit_stride && near ? value : torch::stable::contiguous(value);
 }
 
@@ -49,7 +46,7 @@ inline void set_shapes(Levels& levels, const int64_t* shapes) {
   }
 }
 
-inline Levels make_levels(const std::vector<int64_t>& points) {
+inline Levels make_levels(const Sizes& points) {
   const int64_t count = static_cast<int64_t>(points.size());
   STD_TORCH_CHECK(count <= kMaxLevels, "at most ", kMaxLevels, " levels, got ", count);
   Levels levels = {};
@@ -60,35 +57,42 @@ inline Levels make_levels(const std::vector<int64_t>& points) {
   return levels;
 }
 
-// What the operator reads besides value: Locations, or References where there are some.
+// What the operator reads besides value: Locations, or References where there are some. They are
+// checked first; then value is on a GPU, since one of the tensors is and they are on one device.
 struct Inputs {
-  Tensor points;      // (N, Q, M, K, 2), K as one or as two axes.
-  Tensor weights;     // (N, Q, M, K)
+  Tensor points;                     // (N, Q, M, K, 2), K as one or as two axes.
+  Tensor weights;                    // (N, Q, M, K)
   std::optional<Tensor> references;  // (N, Q, L, 2 or 4)
-  Tensor shapes;      // Keeps the sizes of the levels alive where they are on the device.
+  std::optional<Tensor> shapes;      // Keeps sizes alive that are on the device.
   Levels levels;
 
-  Inputs(const Tensor& spatial_shapes, const Tensor& locations, const Tensor& weights)
-      : points(readable(locations)),
-        weights(readable(weights)),
-        shapes(torch::stable::contiguous(spatial_shapes)),
-        levels(make_levels(std::vector<int64_t>(spatial_shapes.size(0), locations.size(4)))) {
-    const auto* sizes = static_cast<const int64_t*>(shapes.const_data_ptr());
-    if (shapes.is_cuda()) {
-      levels.shapes = sizes;
+  static Inputs plain(const Tensor& value, const Tensor& spatial_shapes, const Tensor& locations,
+                      const Tensor& weights) {
+    check_plain(value, spatial_shapes, locations, weights);
+    Inputs inputs(Sizes(spatial_shapes.size(0), locations.size(4)), locations, weights);
+    inputs.shapes = torch::stable::contiguous(spatial_shapes);
+    const int64_t* sizes = inputs.shapes->const_data_ptr<int64_t>();
+    if (inputs.shapes->is_cuda()) {
+      inputs.levels.shapes = sizes;
     } else {
-      set_shapes(levels, sizes);
+      check_levels(value, Sizes(sizes, sizes + inputs.shapes->numel()));
+      set_shapes(inputs.levels, sizes);
     }
+    return inputs;
   }
 
-  Inputs(const std::vector<int64_t>& level_shapes, const std::vector<int64_t>& level_points,
-         const Tensor& references, const Tensor& offsets, const Tensor& logits)
-      : points(readable(offsets)),
-        weights(readable(logits)),
-        references(readable(references)),
-        levels(make_levels(level_points)) {
-    set_shapes(levels, level_shapes.data());
+  static Inputs fused(const Tensor& value, const Sizes& level_shapes, const Sizes& level_points,
+                      const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+    check_fused(value, level_shapes, level_points, references, offsets, logits);
+    Inputs inputs(level_points, offsets, logits);
+    inputs.references = readable(references);
+    set_shapes(inputs.levels, level_shapes.data());
+    return inputs;
   }
+
+ private:
+  Inputs(const Sizes& level_points, const Tensor& points, const Tensor& weights)
+      : points(readable(points)), weights(readable(weights)), levels(make_levels(level_points)) {}
 };
 
 // `value` must be addressable.
@@ -96,10 +100,9 @@ inline Problem make_problem(const Tensor& value, const Inputs& inputs) {
   Problem problem = {};
   const int64_t positions = value.size(1), queries = inputs.points.size(1);
   const int64_t heads = value.size(2), channels = value.size(3);
-  const int64_t row_bytes = value.stride(1) * static_cast<int64_t>(value.element_size());
-  constexpr int64_t kLimit = INT32_MAX - 1024;  // Blocks may reach a little beyond.
-  STD_TORCH_CHECK(positions <= kLimit && queries <= kLimit, "value has ", positions,
-                  " positions and there are ", queries, " queries, more than ", kLimit);
+  const int64_t row_bytes = stride(value, 1) * static_cast<int64_t>(value.element_size());
+  STD_TORCH_CHECK(queries <= kMaxPositions, "there are ", queries, " queries, more than ",
+                  kMaxPositions);
   STD_TORCH_CHECK(heads <= 65535, "at most 65535 heads, got ", heads);
   STD_TORCH_CHECK(row_bytes <= INT32_MAX && heads * channels <= INT32_MAX / 8,
                   "value has too many channels: ", heads, " heads of ", channels);
@@ -108,17 +111,12 @@ inline Problem make_problem(const Tensor& value, const Inputs& inputs) {
   problem.queries = static_cast<int>(queries);
   problem.heads = static_cast<int>(heads);
   problem.channels = static_cast<int>(channels);
-  problem.image_stride = value.stride(0);
-  problem.head_stride = value.stride(2);
+  problem.image_stride = stride(value, 0);
+  problem.head_stride = stride(value, 2);
   problem.row_bytes = static_cast<int>(row_bytes);
   problem.levels = inputs.levels;
   for (int l = 0; l < inputs.levels.count; ++l) {
     problem.samples += inputs.levels.level[l].points;
-  }
-  check_samples(value, problem.samples, inputs.points, inputs.weights,
-                inputs.references.has_value());
-  if (inputs.references) {
-    check_references(value, inputs.levels.count, inputs.points, *inputs.references);
   }
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&problem.multiprocessors, cudaDevAttrMultiProcessorCount,
                                         value.get_device_index()));

@@ -50,8 +50,10 @@ __device__ inline void load_levels(const Problem& problem, Level* table) {
         start += levels.shapes[2 * i] * levels.shapes[2 * i + 1];
       }
       const int64_t height = levels.shapes[2 * l], width = levels.shapes[2 * l + 1];
+      constexpr int64_t kMost = 0x7fffffff;  // The product of two is a number of 64 bits.
+      CUDA_KERNEL_ASSERT(height >= 0 && width >= 0 && height <= kMost && width <= kMost);
       const int64_t end = start + height * width;
-      CUDA_KERNEL_ASSERT(height >= 0 && width >= 0 && end <= problem.positions);
+      CUDA_KERNEL_ASSERT(end <= problem.positions);
       CUDA_KERNEL_ASSERT(l + 1 < levels.count || end == problem.positions);
       level.height = static_cast<int>(height);
       level.width = static_cast<int>(width);

@@ -110,9 +110,8 @@ def check_fused_shapes(
 
 
 def check_plain(
-    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor,
-    grad_output: Tensor | None = None,
-) -> None:  # fmt: skip
+    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
     """What ``torch.ops.detectron2_ddetr.ms_deform_attn`` is given, but the numbers of the sizes."""
     points = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
     check_tensors(value, spatial_shapes=spatial_shapes, **points)
@@ -120,13 +119,11 @@ def check_plain(
     check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     _check_dtypes(coordinate_dtype(value), **points)
     _check_dtypes(torch.int64, spatial_shapes=spatial_shapes)
-    if grad_output is not None:
-        _check_grad_output(grad_output, value, sampling_locations)
 
 
 def check_fused(
     value: Tensor, level_shapes, level_points, reference_points: Tensor, sampling_offsets: Tensor,
-    attention_logits: Tensor, grad_output: Tensor | None = None,
+    attention_logits: Tensor,
 ) -> None:  # fmt: skip
     """What ``torch.ops.detectron2_ddetr.ms_deform_attn_fused`` is given."""
     points = {"sampling_offsets": sampling_offsets, "attention_logits": attention_logits}
@@ -145,17 +142,10 @@ def check_fused(
     dtype = coordinate_dtype(value)
     _check_dtypes(dtype, reference_points=reference_points)
     _check_dtypes(value.dtype if sampling_offsets.dtype == value.dtype else dtype, **points)
-    if grad_output is not None:
-        _check_grad_output(grad_output, value, sampling_offsets)
 
 
-def _check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
-    for name, x in tensors.items():
-        if x.dtype != dtype:
-            raise ValueError(f"the dtype of {name} must be {dtype}, got {x.dtype}")
-
-
-def _check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> None:
+def check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> None:
+    """Like the output; queries are those of `points`, which have been checked."""
     check_tensors(value, grad_output=grad_output)
     _check_dtypes(value.dtype, grad_output=grad_output)
     expected = (value.shape[0], points.shape[1], value.shape[2] * value.shape[3])
@@ -163,6 +153,12 @@ def _check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> No
         raise ValueError(
             f"grad_output must be (N, Q, M * D) = {expected}, got shape {tuple(grad_output.shape)}"
         )
+
+
+def _check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.dtype != dtype:
+            raise ValueError(f"the dtype of {name} must be {dtype}, got {x.dtype}")
 
 
 def check_amounts(value: Tensor, points: Tensor, num_levels: int) -> None:
@@ -182,3 +178,14 @@ def check_amounts(value: Tensor, points: Tensor, num_levels: int) -> None:
             product *= max(size, 1)
         if product > MAX_NUMBERS:
             raise ValueError(f"{name} of sizes {tuple(shape)} is too large")
+
+
+def check_memory(**tensors: Tensor) -> None:
+    """Elements lie in the storage: it can be freed, or made smaller, under its tensors."""
+    for name, x in tensors.items():
+        if x.device.type != "cpu" or x.numel() == 0:
+            continue
+        last = x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+        size = x.untyped_storage().nbytes()
+        if (last + 1) * x.element_size() > size:
+            raise ValueError(f"the memory of {name} was freed: its storage has {size} bytes")

@@ -14,6 +14,8 @@ from .checks import (
     check_amounts,
     check_fused,
     check_fused_shapes,
+    check_grad_output,
+    check_memory,
     check_plain,
     check_positions,
     check_shapes,
@@ -166,10 +168,16 @@ def _impl(function):
     return function
 
 
-def _by_sample(value, spatial_shapes, locations, attention, grad_output=None):
+def _by_sample(value, spatial_shapes, locations, attention):
     """What the PyTorch form takes: checked, with the samples of all levels on one axis."""
-    check_plain(value, spatial_shapes, locations, attention, grad_output)
+    check_plain(value, spatial_shapes, locations, attention)
     check_amounts(value, locations, locations.shape[3])
+    check_memory(
+        value=value,
+        spatial_shapes=spatial_shapes,
+        sampling_locations=locations,
+        attention_weights=attention,
+    )
     sizes = spatial_shapes.tolist()
     check_positions(value, sizes)
     level_points = [locations.shape[4]] * locations.shape[3]
@@ -186,10 +194,10 @@ def _ms_deform_attn_backward(
     grad_output, value, spatial_shapes, sampling_locations, attention_weights,
     needs_value, needs_locations, needs_weights, deterministic,
 ):  # fmt: skip
-    inputs = (value, spatial_shapes, sampling_locations, attention_weights)
-    grad_value, grad_locations, grad_weights = gather_backward(
-        grad_output, *_by_sample(*inputs, grad_output)
-    )
+    inputs = _by_sample(value, spatial_shapes, sampling_locations, attention_weights)
+    check_grad_output(grad_output, value, sampling_locations)
+    check_memory(grad_output=grad_output)
+    grad_value, grad_locations, grad_weights = gather_backward(grad_output, *inputs)
     return (
         grad_value if needs_value else value.new_empty(0),
         (
@@ -209,15 +217,26 @@ def _pairs(level_shapes):
     return list(zip(level_shapes[::2], level_shapes[1::2]))
 
 
+def _checked_pairs(value, level_shapes, level_points, references, offsets, logits):
+    """(H_l, W_l), after the check of the whole call."""
+    check_fused(value, level_shapes, level_points, references, offsets, logits)
+    check_amounts(value, offsets, len(level_points))
+    check_memory(
+        value=value,
+        reference_points=references,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+    )
+    return _pairs(level_shapes)
+
+
 @_impl
 def _ms_deform_attn_fused(
     value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
 ):
-    check_fused(
+    sizes = _checked_pairs(
         value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
     )
-    check_amounts(value, sampling_offsets, len(level_points))
-    sizes = _pairs(level_shapes)
     locations = locations_from_offsets(reference_points, sampling_offsets, sizes, level_points)
     attention = attention_logits.to(locations.dtype).softmax(-1)
     return gather_forward(value, sizes, level_points, locations, attention)
@@ -228,12 +247,11 @@ def _ms_deform_attn_fused_backward(
     grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
     attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
 ):  # fmt: skip
-    check_fused(
-        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits,
-        grad_output,
-    )  # fmt: skip
-    check_amounts(value, sampling_offsets, len(level_points))
-    sizes = _pairs(level_shapes)
+    sizes = _checked_pairs(
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+    )
+    check_grad_output(grad_output, value, sampling_offsets)
+    check_memory(grad_output=grad_output)
     step, base = step_and_base(reference_points, sizes, level_points)
     locations = base + sampling_offsets * step
     attention = attention_logits.to(locations.dtype).softmax(-1)
@@ -305,7 +323,8 @@ def _fake_ms_deform_attn_backward(
     grad_output, value, spatial_shapes, sampling_locations, attention_weights,
     needs_value, needs_locations, needs_weights, deterministic,
 ):  # fmt: skip
-    check_plain(value, spatial_shapes, sampling_locations, attention_weights, grad_output)
+    check_plain(value, spatial_shapes, sampling_locations, attention_weights)
+    check_grad_output(grad_output, value, sampling_locations)
     return (
         _contiguous(value, needs_value),
         _contiguous(sampling_locations, needs_locations),
@@ -330,9 +349,9 @@ def _fake_ms_deform_attn_fused_backward(
     attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
 ):  # fmt: skip
     check_fused(
-        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits,
-        grad_output,
-    )  # fmt: skip
+        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
+    )
+    check_grad_output(grad_output, value, sampling_offsets)
     return (
         _contiguous(value, needs_value),
         _contiguous(reference_points, needs_references),

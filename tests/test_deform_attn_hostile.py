@@ -1,0 +1,129 @@
+"""Arguments that no one checked: the operators refuse them, in words, before they read."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn
+
+from .conftest import ROOT
+from .hostile_cases import CASES, HUGE, arguments, call
+from .op_cases import IMPLEMENTATIONS, NAMES, SEED, make_problem
+
+implementations = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "meta"])
+
+
+@implementations
+@pytest.mark.parametrize("name", NAMES)
+def test_refused(name, implementation):
+    """Each wrong argument, alone, is refused in words about it; the right ones are taken."""
+    problem = make_problem("fused" in name)
+    call(name, arguments(name, problem), implementation)
+    for _, argument, change, message in (case for case in CASES if case[0] == name):
+        if implementation == "meta" and re.search("cover|dense", message):
+            continue  # spatial_shapes have no numbers, and a sparse tensor has no place there
+        args = arguments(name, problem)
+        args[argument] = change(args[argument])
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            call(name, args, implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", NAMES[:2])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([(-3, -5), (2, 7), (1, 1)], r"must not be negative, got \(-3, -5\)"),
+        ([(HUGE, HUGE), (2, 14), (2, 1)], "spatial_shapes .*(cover|larger)"),
+        ([(2**62, 4), (2, 14), (2, 1)], "spatial_shapes .*(cover|larger)"),
+        ([(2**63 - 1, 2), (2, 14), (2, 2)], "spatial_shapes .*(cover|larger)"),
+        ([(3, 5), (2, 7), (1, 0)], "spatial_shapes cover 29 positions.* has 30"),
+    ],
+)
+def test_refused_numbers(name, implementation, sizes, message):
+    """So are sizes in a tensor whose product does not fit, even where what overflows would."""
+    args = arguments(name, make_problem())
+    args["spatial_shapes"] = torch.tensor(sizes)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        call(name, args, implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_freed_memory(name, implementation):
+    """A storage that was freed under its tensor is not read."""
+    problem = make_problem("fused" in name)
+    for argument, x in arguments(name, problem).items():
+        if isinstance(x, torch.Tensor):
+            args = arguments(name, make_problem("fused" in name))
+            args[argument] = args[argument].clone()
+            args[argument].untyped_storage().resize_(8)
+            with pytest.raises((RuntimeError, ValueError), match=f"of {argument} was freed"):
+                call(name, args, implementation)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_on_two_devices(name):
+    """Whichever tensor is elsewhere, both devices are named; only sizes may be on the CPU."""
+    problem = make_problem("fused" in name)
+    for argument, x in arguments(name, problem).items():
+        if not isinstance(x, torch.Tensor):
+            continue
+        for alone in (True, False):  # the only one on meta, or the only one that is not
+            args = {
+                k: v.to("meta") if isinstance(v, torch.Tensor) and (k == argument) == alone else v
+                for k, v in arguments(name, problem).items()
+            }
+            if argument == "spatial_shapes" and not alone:
+                call(name, args)
+                continue
+            with pytest.raises(ValueError, match="(cpu.*value.*meta|meta.*value.*cpu)"):
+                call(name, args)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_public_functions_on_two_devices(fused):
+    """They name the tensor and both devices."""
+    problem = make_problem(fused)
+    value, *rest = problem.tensors
+    for i in range(len(rest)):
+        tensors = [x.to("meta") if i == j else x for j, x in enumerate(rest)]
+        with pytest.raises(ValueError, match=r"\w+_\w+ is on meta but value is on cpu"):
+            problem.call(value, *tensors)
+    with pytest.raises(ValueError, match=r"\w+_\w+ is on cpu but value is on meta"):
+        problem.call(value.to("meta"), *rest)
+    if not fused:
+        sizes = torch.tensor(problem.sizes)
+        with pytest.raises(ValueError, match="spatial_shapes is on meta but value is on cpu"):
+            ms_deform_attn(value, sizes.to("meta"), *rest)
+        with pytest.raises(ValueError, match="spatial_shapes must be integers, got torch.float32"):
+            ms_deform_attn(value, sizes.float(), *rest)
+    last = [*rest[:-1], rest[-1].cdouble()]
+    with pytest.raises(ValueError, match="attention_.* must be floating point, got .*complex128"):
+        problem.call(value, *last)
+    assert problem.call(*(x.to("meta") for x in problem.tensors)).device.type == "meta"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_fuzz(implementation):
+    """Thousands of calls, right and wrong, each of which returns or raises: no process ends."""
+    calls = 3000 if implementation == "compiled" else 1000
+    script = f"from tests.hostile_cases import fuzz; fuzz({SEED}, {calls}, '{implementation}')"
+    options = os.environ.get("ASAN_OPTIONS", "") + ":allocator_may_return_null=1"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "ASAN_OPTIONS": options.lstrip(":")},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    last = done.stdout.rpartition("\n")[2]
+    info = f"DDETR_TEST_SEED={SEED}, call {last}: {done.stderr[-6000:]}"
+    assert done.returncode == 0, info
+    returned = int(last.split()[0])
+    assert calls / 10 < returned < calls * 9 / 10, info
