@@ -108,6 +108,37 @@ def test_public_functions_on_two_devices(fused):
     assert problem.call(*(x.to("meta") for x in problem.tensors)).device.type == "meta"
 
 
+@implementations
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("empty", ["images", "queries", "heads", "dim", "sizes", "one_size"])
+def test_no_elements(fused, empty, implementation):
+    """Where there is nothing to sum all results are zero, and as large as they must be."""
+    sizes = {"sizes": [(0, 5), (3, 0)], "one_size": [(3, 4), (0, 2)]}.get(empty, [(3, 4), (1, 2)])
+    problem = make_problem(fused, [(3, 4), (1, 2)], dtype=torch.float32)
+    value, *rest = problem.tensors
+    axes = {"images": 0, "queries": 1, "heads": 2}
+    if empty in axes:
+        value = value if empty == "queries" else value.narrow(axes[empty], 0, 0)
+        rest = [
+            x if empty == "heads" and fused and i == 0 else x.narrow(axes[empty], 0, 0)
+            for i, x in enumerate(rest)
+        ]
+    elif empty == "dim":
+        value = value[..., :0]
+    problem.sizes = sizes
+    problem.tensors = [value[:, : sum(h * w for h, w in sizes)], *rest]
+    name = "ms_deform_attn_fused" if fused else "ms_deform_attn"
+    output = call(name, arguments(name, problem), implementation)
+    args = arguments(f"{name}_backward", problem)
+    assert output.shape == args["grad_output"].shape
+    if empty == "one_size" and implementation == "pytorch":
+        return  # grid_sample takes no level without cells
+    grads = call(f"{name}_backward", args, implementation)
+    assert [x.shape for x in grads] == [x.shape for x in problem.tensors]
+    if implementation != "meta" and empty != "one_size":
+        assert all(not x.any() for x in (output, *grads))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_fuzz(implementation):
     """Thousands of calls, right and wrong, each of which returns or raises: no process ends."""

@@ -76,6 +76,10 @@ void for_parts(int64_t count, int64_t part, const F& f) {
   STD_TORCH_CHECK(!out_of_memory, "ms_deform_attn: not enough memory for its temporary maps");
 }
 
+void zero(void* memory, int64_t bytes) {
+  if (bytes > 0) std::memset(memory, 0, bytes);
+}
+
 // Large enough that what a kernel prepares once does not count.
 constexpr int64_t kPairsPerPart = 512, kQueriesPerPart = 32, kPositionsPerPart = 1024;
 
@@ -156,7 +160,13 @@ struct Call {
 
   void backward(const Gradients& grads) const {
     const Problem& p = problem;
-    if (value.numel() == 0 && points.numel() == 0) return;
+    if (value.numel() == 0 || points.numel() == 0) {  // nothing is read
+      const int64_t sum_size = p.value_type == Dtype::kDouble ? sizeof(double) : sizeof(float);
+      zero(grads.value, value.numel() * value.element_size());
+      zero(grads.sample_points, points.numel() * sum_size);
+      zero(grads.sample_attention, weights.numel() * sum_size);
+      return;
+    }
     const int64_t owners = p.images * p.heads, threads = torch::stable::get_num_threads();
     // All levels at once read and write whole lines of memory; more threads need more tasks.
     const int64_t group = owners >= 2 * threads ? p.levels : 1;
