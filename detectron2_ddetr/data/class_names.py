@@ -56,12 +56,17 @@ def class_names(
     if reference is None:
         reference = next((s for s in (*train, *test) if s.classes), None)
     if reference is None:
+        unnamed = [f"class {number}" for number in range(cfg.MODEL.DETR.NUM_CLASSES)]
+        for source in test:
+            if source.dataset is not None:
+                source.dataset.number_classes(unnamed)
         return None
+    ids = reference.dataset and reference.dataset.data().category_ids
     for source in test if eval_only else [*train, *test]:
         if source.classes:
             _check_against(source, reference)
         if source.dataset is not None:
-            source.dataset.number_classes(reference.classes)
+            source.dataset.number_classes(reference.classes, ids)
     return list(reference.classes)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..toolbox import DatasetCatalog, MetadataCatalog, register_coco_instances
 from .coco_json import CocoData, read_coco_json
+from .coco_records import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -53,35 +54,30 @@ class CocoDataset:
             self._read_at = read_at
         return self._data
 
-    def number_classes(self, order: Sequence[str] | None) -> None:
+    def number_classes(
+        self, order: Sequence[str] | None, ids: Sequence[Identity] | None = None
+    ) -> None:
         """
         Numbers the classes, and sets the metadata accordingly.
 
         Args:
             order: names by class number, among them all that annotations of this file have; None
                 for the file's own order.
+            ids: category ids by class number, for predictions on a file without categories.
         """
         data = self.data()
         self._order = None if order is None else list(order)
         names = data.class_names if order is None else self._order
         if names is None:  # images alone, and nothing is known of the classes
             return
-        labelled = data.annotations is not None
-        same = names == data.class_names
-        if same and (data.plain or not labelled):
-            json_file, ids = self.json_file, data.category_ids
-        elif labelled:
-            ids = list(data.category_ids) if same else list(range(1, len(names) + 1))
-            if not all(isinstance(i, int) for i in ids):
-                ids = list(range(1, len(names) + 1))
-            json_file = self._write_copy(names, ids)
-        else:
-            json_file, ids = self.json_file, _ids_of(names, data)
+        as_it_is = data.plain or data.annotations is None
+        if data.class_names is not None or ids is None:
+            ids = _ids_of(names, data)
         _set(
             self.name,
             thing_classes=list(names),
             thing_dataset_id_to_contiguous_id={i: number for number, i in enumerate(ids)},
-            json_file=json_file,
+            json_file=self.json_file if as_it_is else self._write_copy(),
         )
 
     def _class_map(self) -> list[int] | None:
@@ -92,27 +88,25 @@ class CocoDataset:
         numbers = {name: number for number, name in enumerate(self._order)}
         return [numbers.get(name, -1) for name in names]
 
-    def _write_copy(self, names: list[str], ids: list[int]) -> str:
+    def _write_copy(self) -> str:
         """Writes what pycocotools is to read; returns the path, which lasts as the process."""
-        data, class_map = self.data(), self._class_map()
-        found = data.annotations
+        data, found = self.data(), self.data().annotations
         images = [
             {"id": identity, "file_name": file, "width": int(w), "height": int(h)}
             for identity, file, (w, h) in zip(data.image_ids, data.file_names, data.sizes)
         ]
-        categories = found.category.tolist()
-        if class_map is not None:
-            categories = [class_map[category] for category in categories]
-        columns = (found.image.tolist(), categories, found.boxes.tolist(), found.area.tolist())
+        columns = (found.image, found.category, found.boxes, found.area, found.crowd)
         annotations = [
-            {"id": number, "image_id": data.image_ids[image], "category_id": ids[category]}
-            | {"bbox": box, "area": area, "iscrowd": int(crowd)}
+            {"id": number, "image_id": data.image_ids[image], "bbox": box, "area": area}
+            | {"category_id": data.category_ids[category], "iscrowd": int(crowd)}
             for number, (image, category, box, area, crowd) in enumerate(
-                zip(*columns, found.crowd.tolist()), start=1
+                zip(*(column.tolist() for column in columns)), start=1
             )
         ]
         content = {"images": images, "annotations": annotations}
-        content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, names)]
+        content["categories"] = [
+            {"id": i, "name": name} for i, name in zip(data.category_ids, data.class_names)
+        ]
         if not _copies:
             _copies.append(tempfile.TemporaryDirectory(prefix="ddetr_annotations_"))
         path = os.path.join(_copies[0].name, f"{self.name.replace(os.sep, '_')}.json")
