@@ -80,8 +80,8 @@ def _check_duplicates(
     for key in keys:
         same &= np.diff(key[order]) == 0
     if same.any():
-        first = np.flatnonzero(same)[0]
-        pair = sorted((rows[order[first]], rows[order[first + 1]]))
+        pairs = np.stack((rows[order[:-1]], rows[order[1:]]))[:, same]
+        pair = sorted(pairs[:, pairs.max(axis=0).argmin()])
         findings.note(
             f"{same.sum()} of {len(rows)} boxes repeat another of the same image, class and "
             f"place (first: {name_of(pair[0])} and annotation {found.ids[pair[1]]!r}), as in "

@@ -66,10 +66,11 @@ def check_image_files(
 
 def _diagnosis(name: str, image_root: str) -> tuple[str, str]:
     """(kind, problem with its remedy) of a file that is missing."""
+    where = image_root or "the current folder"
     for what, guess, remedy in _GUESSES:
         meant = guess(name)
         if meant != name and os.path.isfile(os.path.join(image_root, meant)):
-            return what, f"no such file in {image_root}: file_name {what}; {remedy}"
+            return what, f"no such file in {where}: file_name {what}; {remedy}"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
         what = "is an address (URL)"
         remedy = "download the images and write the names of the files"
@@ -79,5 +80,5 @@ def _diagnosis(name: str, image_root: str) -> tuple[str, str]:
     else:
         what = "missing"
         remedy = "correct the image root or file_name, or restore the image"
-        return what, f"no such file in {image_root}; {remedy}"
-    return what, f"no such file in {image_root}: file_name {what}; {remedy}"
+        return what, f"no such file in {where}; {remedy}"
+    return what, f"no such file in {where}: file_name {what}; {remedy}"
