@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from . import model_zoo
 from .checkpoint import official
 from .collect_env import describe_environment
-from .data.coco_json import add_dataset_argument, check_coco_json
+from .data.coco_json import check_coco_json
+from .data.given_datasets import add_dataset_argument
 from .engine import run
 from .errors import InputError, MissingFileError, explained
 from .toolbox import launch, setup_logger

@@ -191,6 +191,24 @@ def test_check(capsys):
     assert "no problem found" in capsys.readouterr().out
 
 
+def test_data_errors_end_without_a_traceback(tmp_path, capfd):
+    """A broken json, one that is not there, and a data set that nobody registered."""
+    (tmp_path / "cut.json").write_text('{"images": [')
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    unknown = ["--config-file", "quick_start.yaml", "MODEL.DEVICE", "cpu", "OUTPUT_DIR"]
+    unknown += [str(tmp_path / "o"), "DATASETS.TRAIN", "('no_such_set',)"]
+    for words, message in (
+        (["check", str(tmp_path / "cut.json"), str(tmp_path)], "cut.json: not valid json"),
+        (["check", str(tmp_path / "deep.json"), str(tmp_path)], "deep.json: brackets are nested"),
+        (["check", str(tmp_path / "no.json"), str(tmp_path)], "no.json: the annotation file does"),
+        (["check", VAL[0], str(tmp_path / "no")], "the folder of its images, .*no, does not exist"),
+        (["train", *unknown], "DATASETS: 'no_such_set' is not registered; register it with"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            cli.main(words)
+        assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_env(capsys):
     cli.main(["env"])
     assert "toolbox" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import os
 
-from ..toolbox import register_coco_instances
+from .coco_dataset import add_coco_dataset
 
 
 def register_bccd(root: str) -> None:
@@ -13,9 +13,8 @@ def register_bccd(root: str) -> None:
         root: the folder of data sets, detectron2's $DETECTRON2_DATASETS.
     """
     for split in ("train", "val"):
-        register_coco_instances(
+        add_coco_dataset(
             f"bccd_{split}",
-            {},
             os.path.join(root, f"bccd/annotations/instances_{split}.json"),
             os.path.join(root, f"bccd/{split}"),
         )

@@ -1,312 +1,210 @@
-"""Checks of COCO json files, so that a mistake in the data shows before the first iteration."""
+"""COCO json files: read and checked in one go, so that a mistake shows before the first step."""
 
-import argparse
-import gc
-import json
 import logging
 import os
-from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..toolbox import CfgNode, DatasetCatalog, MetadataCatalog, register_coco_instances
+from ..errors import InputError
+from ..toolbox import BoxMode
+from .box_checks import check_boxes
+from .coco_annotations import Annotations, read_annotations
+from .coco_file import parse_coco_file
+from .coco_records import (
+    Identity,
+    order_of_ids,
+    read_category_names,
+    read_file_names,
+    read_ids,
+    read_sizes,
+)
+from .file_names import check_image_files
+from .findings import Findings, listed, shown
 
 logger = logging.getLogger(__name__)
 
-MAX_REPORTED = 10
+
+@dataclass
+class CocoData:
+    """A COCO json whose every field is sound, in columns: a fraction of the parsed file's size."""
+
+    json_file: str
+    image_ids: list[Identity]
+    file_names: list[str]
+    #: (N, 2) int64 width and height of each image, px; 0, 0 where the file does not say it
+    sizes: np.ndarray
+    #: in the order of the ids, which numbers the classes; None if the file has no categories
+    category_ids: list[Identity] | None
+    class_names: list[str] | None
+    #: None if the file has none; `category` is the class number
+    annotations: Annotations | None
+    #: whether pycocotools would read the same from the file itself
+    plain: bool
+    notes: list[tuple[str, str]]
+
+    @property
+    def num_usable(self) -> int:
+        """How many boxes can be trained on: with an area, and no crowd."""
+        found = self.annotations
+        return 0 if found is None else int((found.with_area & ~found.crowd).sum())
+
+    def class_counts(self) -> list[int]:
+        """The number of annotations of each class."""
+        if self.annotations is None or self.class_names is None:
+            return [0] * len(self.class_names or ())
+        return np.bincount(self.annotations.category, minlength=len(self.class_names)).tolist()
+
+    def say(self, audience: str) -> None:
+        """Logs what was noted, once: audience is "train", "test", or "all" for everybody's."""
+        said = [note for note in self.notes if audience == "all" or note[0] in ("all", audience)]
+        self.notes = [note for note in self.notes if note not in said]
+        for _, text in said:
+            logger.warning(text)
+
+    def check_usable(self) -> None:
+        """
+        Raises:
+            InputError: if there is nothing to train on.
+        """
+        if self.num_usable == 0:
+            raise InputError(
+                f"{self.json_file}: no image has a usable annotation (iscrowd 0, a box with "
+                "area); training would learn nothing: check that this is the right file"
+            )
+
+    def dataset_dicts(self, image_root: str, class_map: list[int] | None) -> list[dict[str, Any]]:
+        """
+        detectron2's standard dicts, in the order of the image ids.
+
+        Args:
+            class_map: the number that each class of the file gets; None to keep it.
+        """
+        annotations: list[list[dict[str, Any]]] = [[] for _ in self.image_ids]
+        found = self.annotations
+        if found is not None and len(found.ids):
+            keep = np.flatnonzero(found.with_area)
+            classes = found.category if class_map is None else np.array(class_map)[found.category]
+            columns = (found.image, classes, found.boxes, found.crowd.astype(np.int64))
+            for image, category, box, crowd in zip(*(c[keep].tolist() for c in columns)):
+                annotations[image].append(
+                    {"iscrowd": crowd, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
+                    | {"category_id": category}
+                )
+        dicts = []
+        for i in order_of_ids(self.image_ids):
+            record = {"file_name": os.path.join(image_root, self.file_names[i])}
+            record |= {"image_id": self.image_ids[i], "annotations": annotations[i]}
+            if self.sizes[i].all():
+                record |= {"width": int(self.sizes[i, 0]), "height": int(self.sizes[i, 1])}
+            dicts.append(record)
+        return dicts
 
 
-def check_coco_json(
-    json_file: str,
-    image_root: str,
-    *,
-    needs_annotations: bool = True,
-    needs_area: bool = False,
-) -> None:
+def read_coco_json(
+    json_file: str, image_root: str | None, *, needs_labels: bool = True
+) -> CocoData:
     """
-    Checks an annotation file and that its images exist. Image contents are not read.
+    Reads and checks an annotation file, and that its images exist. No image is opened.
 
-    Boxes without width or height are legal, since COCO's own train2017 has two: they are logged as
-    ignored. Boxes partly outside their image are legal too, and clipped in training.
+    "segmentation" is not looked at, and a field that only evaluation wants is mended if that can
+    be done: then it is noted.
 
     Args:
         json_file: in COCO's object detection format.
-        image_root: the directory that the file names are relative to.
-        needs_annotations: whether at least one annotation must be usable, as training wants.
-        needs_area: whether annotations must have "area" and "iscrowd", as evaluation wants.
+        image_root: the folder that the file names are relative to; None not to look for them.
+        needs_labels: whether there must be annotations and categories, as there need not be for
+            prediction.
 
     Raises:
-        ValueError: names the file and the first problems found, each with its remedy.
+        MissingFileError: if the file or the folder does not exist.
+        InputError: names the file and the first of each kind of problem, with its remedy.
     """
-    content = _load(json_file)
-    problems: list[str] = []
-    categories = _ids(content["categories"], "category", problems, (int,))
-    for category in content["categories"]:
-        if not isinstance(category.get("name"), str):
-            problems.append(f"category {category.get('id')} has no name; add one (a string)")
-    _ids(content["images"], "image", problems, (int, str))
-    images = _check_images(content["images"], image_root, problems)
-    _ids(content["annotations"], "annotation", problems, (int,))
-    with_box = [
-        annotation
-        for annotation in content["annotations"]
-        if _annotation_is_sound(annotation, images, categories, needs_area, problems)
-    ]
-    num_usable = _check_boxes(with_box, images, json_file, problems)
-    if needs_annotations and num_usable == 0 and not problems:
-        problems.append(
-            "no image has a usable annotation (iscrowd 0, a box with area); training would learn "
-            "nothing: check that this is the right file"
-        )
-    if problems:
-        shown = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems[:MAX_REPORTED], start=1))
-        rest = len(problems) - MAX_REPORTED
-        raise ValueError(
-            f"{json_file}: {len(problems)} problem(s) found\n{shown}"
-            + (f"\n  ... and {rest} more" if rest > 0 else "")
-        )
+    content, plain = parse_coco_file(json_file, needs_labels=needs_labels)
+    findings = Findings(json_file)
+    records = content["images"]
+    image_ids, images_plain = read_ids(records, "image", findings)
+    names = [f"image {shown(r.get('id'))} ({r.get('file_name')})" for r in records]
+    file_names = read_file_names(records, names, findings)
+    labelled = content["annotations"] is not None
+    sizes = read_sizes(records, names, labelled, findings)
+    if image_root is not None:
+        check_image_files(image_ids, file_names, image_root, findings)
+    data = CocoData(json_file, image_ids, file_names, sizes, None, None, None, True, findings.notes)
+    categories_plain = annotations_plain = True
+    if content["categories"] is not None:
+        categories_plain = _read_categories(data, content["categories"], findings)
+    if labelled:
+        annotations_plain = _read_annotations(data, content["annotations"], names, findings)
+    findings.raise_problems()
+    if labelled:
+        _note_unused_categories(data, findings)
+    data.plain = plain and images_plain and categories_plain and annotations_plain
+    return data
 
 
-def _load(json_file: str) -> dict[str, list[dict[str, Any]]]:
-    """The parsed file, of which the three lists of dicts are there."""
-    if not os.path.isfile(json_file):
-        raise ValueError(f"{json_file}: the annotation file does not exist; correct its path")
-    # Collecting garbage while millions of objects are made doubles the time to read COCO.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:  # covers JSONDecodeError and UnicodeDecodeError
-        raise ValueError(
-            f"{json_file}: not valid json ({error}); it may be cut off: export or copy it again"
-        ) from error
-    finally:
-        if collecting:
-            gc.enable()
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{json_file}: COCO json must be an object with images, annotations and categories, "
-            f"got a {type(content).__name__}; detection results are not annotations"
-        )
-    for key in ("images", "annotations", "categories"):
-        if key not in content:
-            raise ValueError(
-                f"{json_file}: key '{key}' is missing (there are: {sorted(content)[:8]}); export "
-                "the data set in COCO's object detection format"
-            )
-        records = content[key]
-        if not isinstance(records, list) or any(not isinstance(r, dict) for r in records):
-            raise ValueError(f"{json_file}: '{key}' must be a list of objects; export it again")
-    for key in ("images", "categories"):
-        if not content[key]:
-            raise ValueError(f"{json_file}: '{key}' is empty; add at least one entry")
-    return content
+def _read_categories(data: CocoData, records: list[dict[str, Any]], findings: Findings) -> bool:
+    """Fills in ids and names in the order of the ids; whether the file has them as they are."""
+    ids, plain = read_ids(records, "category", findings)
+    names = read_category_names(records, ids, findings)
+    order = range(len(ids)) if findings.has_problems else order_of_ids(ids)
+    data.category_ids = [ids[i] for i in order]
+    data.class_names = [names[i] for i in order]
+    return plain and all(isinstance(identity, int) for identity in ids)
 
 
-def _ids(
-    records: Iterable[dict[str, Any]], kind: str, problems: list[str], types: tuple[type, ...]
-) -> set[Hashable]:
-    """The ids of all records; missing and repeated ones become problems."""
-    seen: set[Hashable] = set()
-    wanted = " or ".join(t.__name__ for t in types)
-    for number, record in enumerate(records):
-        identity = record.get("id")
-        if type(identity) not in types:
-            problems.append(
-                f"{kind} at place {number}: id must be an {wanted}, got {identity!r}; number them"
-            )
-        elif identity in seen:
-            problems.append(f"{kind} id {identity!r} occurs more than once; make the ids unique")
-        else:
-            seen.add(identity)
-    if kind == "annotation" and 0 in seen:
-        logger.warning(
-            "annotation id 0: pycocotools takes it for 'not matched', so that a detection of this "
-            "box counts as false; number the annotations from 1"
-        )
-    return seen
-
-
-def _check_images(
-    records: list[dict[str, Any]], image_root: str, problems: list[str]
-) -> dict[Hashable, dict[str, Any]]:
-    """Image records by id, those of sound size only."""
-    images = {}
-    for record in records:
-        identity, name = record.get("id"), record.get("file_name")
-        where = f"image {identity!r} ({name})"
-        if not isinstance(name, str) or not name:
-            problems.append(f"{where}: file_name must be a string; add it")
-        elif not os.path.isfile(os.path.join(image_root, name)):
-            problems.append(
-                f"{where}: no such file in {image_root}; correct the image root or file_name, or "
-                "restore the image"
-            )
-        sizes = (record.get("width"), record.get("height"))
-        if any(type(size) is not int or size <= 0 for size in sizes):
-            problems.append(
-                f"{where}: width and height must be positive integers, got {sizes[0]!r} and "
-                f"{sizes[1]!r}; write the size of the image in px"
-            )
-        elif isinstance(identity, Hashable):
-            images[identity] = record
-            continue
-        if isinstance(identity, Hashable):
-            images.setdefault(identity, {})
-    return images
-
-
-def _annotation_is_sound(
-    annotation: dict[str, Any],
-    images: dict[Hashable, dict[str, Any]],
-    categories: set[Hashable],
-    needs_area: bool,
-    problems: list[str],
+def _read_annotations(
+    data: CocoData, records: list[dict[str, Any]], names: list[str], findings: Findings
 ) -> bool:
-    """True if the values of the box can be looked at; other defects become problems."""
-    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    bbox = annotation.get("bbox")
-    found = []
-    if not isinstance(image_id, Hashable) or image_id not in images:
-        found.append(f"image_id {image_id!r} is not in 'images'; add the image or remove this")
-    if not isinstance(category_id, Hashable) or category_id not in categories:
-        found.append(f"category_id {category_id!r} is not in 'categories'; add it or correct it")
-    if type(bbox) is not list or len(bbox) != 4 or any(type(v) not in (int, float) for v in bbox):
-        found.append(f"bbox must be 4 numbers [x, y, width, height], got {bbox!r}; correct it")
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        found.append(f"iscrowd must be 0 or 1, got {annotation['iscrowd']!r}; correct it")
-    if annotation.get("ignore", 0) != 0:
-        found.append("'ignore' is not supported; use iscrowd 1 or remove the annotation")
-    if needs_area and not ("area" in annotation and "iscrowd" in annotation):
-        found.append("evaluation needs 'area' (px^2) and 'iscrowd' (0 or 1); add them")
-    if found:
-        where = _where(annotation, images)
-        problems.extend(f"{where}: {problem}" for problem in found)
-    return not found and bool(images[image_id])
+    """Fills in the annotations; whether the file has them as they are."""
+
+    def name_of(place: int) -> str:
+        image = found_places.get(_hashable(records[place].get("image_id")))
+        image_id = shown(records[place].get("image_id"))
+        file = data.file_names[image] if image is not None else None
+        return f"annotation {shown(records[place].get('id'))} of image {image_id} ({file})"
+
+    found_places = {identity: i for i, identity in enumerate(data.image_ids)}
+    categories = {identity: i for i, identity in enumerate(data.category_ids or ())}
+    found = read_annotations(records, found_places, categories, name_of, findings)
+    check_boxes(found, data.sizes, name_of, findings)
+    data.annotations = found
+    return found.plain
 
 
-def _where(annotation: dict[str, Any], images: dict[Hashable, dict[str, Any]]) -> str:
-    """How a message names an annotation."""
-    image_id = annotation.get("image_id")
-    record = images.get(image_id, {}) if isinstance(image_id, Hashable) else {}
-    return f"annotation {annotation.get('id')!r} of image {image_id!r} ({record.get('file_name')})"
+def _hashable(value: object) -> object:
+    return value if isinstance(value, (int, float, str)) else None
 
 
-def _check_boxes(
-    annotations: list[dict[str, Any]],
-    images: dict[Hashable, dict[str, Any]],
-    json_file: str,
-    problems: list[str],
-) -> int:
-    """Checks the values of all boxes at once; returns how many annotations can be trained on."""
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    records = [images[a["image_id"]] for a in annotations]
-    width = np.array([r["width"] for r in records], dtype=np.float64)
-    height = np.array([r["height"] for r in records], dtype=np.float64)
-    x, y, w, h = boxes.T
-
-    finite = np.isfinite(boxes).all(axis=1)
-    negative = finite & ((w < 0) | (h < 0))
-    empty = finite & ~negative & ((w == 0) | (h == 0))
-    with_area = finite & ~negative & ~empty
-    outside = with_area & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
-    rules = (
-        (~finite, "has a NaN or infinite value; correct or remove it"),
-        (negative, "has a negative width or height; the format is [x, y, width, height]"),
-        (outside, "lies wholly outside its image; correct it or the image's width and height"),
-    )
-    for broken, rule in rules:
-        for index in np.flatnonzero(broken):
-            record = records[index]
-            problems.append(
-                f"{_where(annotations[index], images)}: bbox {annotations[index]['bbox']} {rule} "
-                f"(width x height = {record['width']} x {record['height']})"
-            )
-    if empty.any():
-        first = [annotations[index]["id"] for index in np.flatnonzero(empty)[:MAX_REPORTED]]
-        logger.warning(
-            "%s: %d boxes without width or height are ignored; annotation ids %s%s",
-            json_file,
-            empty.sum(),
-            ", ".join(map(str, first)),
-            ", ..." if empty.sum() > len(first) else "",
+def _note_unused_categories(data: CocoData, findings: Findings) -> None:
+    counts = data.class_counts()
+    unused = [
+        f"{name!r} (id {identity!r})"
+        for name, identity, count in zip(data.class_names or (), data.category_ids or (), counts)
+        if count == 0
+    ]
+    if unused and len(unused) < len(counts):
+        findings.note(
+            f"{len(unused)} of {len(counts)} categories have no annotation: {listed(unused)}. "
+            "Each is a class nevertheless, for which nothing is learned; a parent of all others, "
+            "as some exports have it, is best removed from the json",
+            "train",
         )
-    not_crowd = np.array([a.get("iscrowd", 0) == 0 for a in annotations], dtype=bool)
-    return int((with_area & ~outside & not_crowd).sum())
 
 
-def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
+def check_coco_json(json_file: str, image_root: str, *, needs_annotations: bool = True) -> None:
     """
-    Checks every data set that `cfg` names, and that the model has as many classes as they do.
+    Checks an annotation file and that its images exist, and logs what looks wrong.
 
     Args:
-        eval_only: whether to leave out DATASETS.TRAIN, which need not exist then.
+        json_file, image_root: see :func:`read_coco_json`.
+        needs_annotations: whether at least one annotation must be usable, as training wants.
 
     Raises:
-        ValueError: for the first data set with a problem.
+        MissingFileError, InputError: see :func:`read_coco_json`.
     """
-    uses = [(name, False) for name in cfg.DATASETS.TEST]
-    if not eval_only:
-        uses = [(name, True) for name in cfg.DATASETS.TRAIN] + uses
-    for name, is_train in uses:
-        if name not in DatasetCatalog:
-            raise ValueError(
-                f"DATASETS: {name!r} is not registered; register it with register_coco_json, or "
-                f"use one of {sorted(DatasetCatalog.list())}"
-            )
-        metadata = MetadataCatalog.get(name)
-        json_file = getattr(metadata, "json_file", None)
-        if json_file is not None:
-            check_coco_json(
-                json_file,
-                getattr(metadata, "image_root", ""),
-                needs_annotations=is_train,
-                needs_area=not is_train,
-            )
-        if getattr(metadata, "thing_classes", None) is None:
-            DatasetCatalog.get(name)  # reading the json is what sets the class names
-        classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
-        num_classes = cfg.MODEL.DETR.NUM_CLASSES
-        if classes is not None and len(classes) != num_classes:
-            first = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise ValueError(
-                f"MODEL.DETR.NUM_CLASSES is {num_classes} but data set {name!r} has "
-                f"{len(classes)} classes ({first}); set MODEL.DETR.NUM_CLASSES "
-                f"{len(classes)}"
-            )
-
-
-def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dataset`: the arguments of :func:`register_coco_json`, once for each data set."""
-    parser.add_argument(
-        "--dataset",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a COCO json and its folder of images under a name; may be repeated",
-    )
-
-
-def register_coco_json(name: str, json_file: str, image_root: str) -> None:
-    """
-    Checks a COCO json and registers it under `name`; registering the same again does nothing.
-
-    Raises:
-        ValueError: if the json has a problem or `name` belongs to other files.
-    """
-    if name in DatasetCatalog:
-        metadata = MetadataCatalog.get(name)
-        before = (getattr(metadata, "json_file", None), getattr(metadata, "image_root", None))
-        if [p and os.path.abspath(p) for p in before] != [
-            os.path.abspath(p) for p in (json_file, image_root)
-        ]:
-            raise ValueError(
-                f"data set {name!r} is registered with json_file {before[0]} and image_root "
-                f"{before[1]}, not {json_file} and {image_root}; choose another name"
-            )
-        return
-    check_coco_json(json_file, image_root, needs_annotations=False)
-    register_coco_instances(name, {}, json_file, image_root)
+    data = read_coco_json(json_file, image_root, needs_labels=needs_annotations)
+    data.say("all")
+    if needs_annotations:
+        data.check_usable()

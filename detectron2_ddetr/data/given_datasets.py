@@ -1,11 +1,12 @@
 """Which data sets a run uses: those that the command line gives, and those that a config names."""
 
+import argparse
 import os
 from collections.abc import Sequence
 
 from ..errors import InputError
 from ..toolbox import CfgNode, DatasetCatalog, MetadataCatalog
-from .coco_json import register_coco_json
+from .coco_dataset import files_of, register_coco_json
 
 
 def use_given_datasets(
@@ -48,13 +49,11 @@ def use_given_datasets(
         register_coco_json(name, json_file, images)
         paths[name] = (json_file, images)
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-        metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
-        if getattr(metadata, "json_file", None) is not None:
-            paths[name] = (metadata.json_file, getattr(metadata, "image_root", ""))
+        paths[name] = files_of(name) or paths.get(name)
     cfg.DATASETS.COCO_JSON = [
         [name, os.path.abspath(paths[name][0]), os.path.abspath(paths[name][1])]
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        if name in paths
+        if paths[name]
     ]
     if not eval_only:
         notes.append(f"training on {', '.join(cfg.DATASETS.TRAIN)}")
@@ -93,8 +92,8 @@ def _choose(cfg: CfgNode, names: list[str], chosen: set[str], eval_only: bool) -
 
 def _register_recorded(name: str, json_file: str, images: str) -> list[str]:
     """Registers what the config of a run says; returns lines to log."""
-    registered = getattr(MetadataCatalog.get(name), "json_file", None)
-    if name in DatasetCatalog and registered is not None:
+    registered = (files_of(name) or (None,))[0]
+    if registered is not None:
         if os.path.abspath(registered) == json_file:
             return []
         if not os.path.exists(json_file):
@@ -103,3 +102,15 @@ def _register_recorded(name: str, json_file: str, images: str) -> list[str]:
         MetadataCatalog.pop(name)
     register_coco_json(name, json_file, images)
     return []
+
+
+def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dataset`: the arguments of :func:`register_coco_json`, once for each data set."""
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a COCO json and its folder of images under a name; may be repeated",
+    )

@@ -8,9 +8,9 @@ import torch
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import load_config
-from ..data.coco_json import add_dataset_argument, check_datasets
+from ..data.class_names import check_datasets
 from ..data.dataset_contents import check_contents
-from ..data.given_datasets import use_given_datasets
+from ..data.given_datasets import add_dataset_argument, use_given_datasets
 from ..errors import InputError
 from ..toolbox import (
     CfgNode,

@@ -1,0 +1,160 @@
+"""Boxes as values: each by itself, and all of a file together."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .coco_annotations import Annotations
+from .findings import Findings, listed
+
+#: Fewer boxes than this tell nothing about the whole file.
+MIN_BOXES = 5
+#: More boxes than this share sticking out of their images are no accident.
+MAX_OUTSIDE = 0.1
+
+
+def check_boxes(
+    found: Annotations, sizes: np.ndarray, name_of: Callable[[int], str], findings: Findings
+) -> None:
+    """
+    Checks values of boxes, and clears `found.with_area` where there is nothing to learn from.
+
+    Boxes without width or height are legal, since COCO's own train2017 has two, and so are boxes
+    partly outside their image.
+
+    Args:
+        found: rows that are not sound are passed over.
+        sizes: (N, 2) width and height of each image, px; 0, 0 where unknown.
+        name_of: how messages name the annotation at a place.
+    """
+    sound = found.sound
+    x, y, w, h = found.boxes.T
+    width, height = _sizes_of(found, sizes)
+    negative = sound & ((w < 0) | (h < 0))
+    empty = sound & ~negative & ((w == 0) | (h == 0))
+    outside = sound & ~negative & ~empty & (width > 0)
+    outside &= (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
+    for kind, broken, rule in (
+        ("negative", negative, "has a negative width or height; the format is [x, y, w, h]"),
+        ("outside", outside, "lies wholly outside its image; correct it or the image's size"),
+    ):
+        for i in np.flatnonzero(broken):
+            box = [float(f"{v:.6g}") for v in found.boxes[i]]
+            box = [int(v) if v.is_integer() else v for v in box]
+            size = f"(width x height = {width[i]:g} x {height[i]:g})" if width[i] else ""
+            findings.problem(kind, name_of(i), f"bbox {box} {rule} {size}".rstrip())
+    found.sound = sound & ~negative & ~outside
+    # In single precision and clipped, as the mapper drops what has no area.
+    limit_x, limit_y = (np.where(side > 0, side, np.inf) for side in (width, height))
+    thin = np.zeros(len(x), dtype=bool)
+    for start, length, limit in ((x, w, limit_x), (y, h, limit_y)):
+        edges = [np.clip(edge, 0, limit).astype(np.float32) for edge in (start, start + length)]
+        thin |= edges[1] <= edges[0]
+    found.with_area = found.sound & ~empty & ~thin
+    ignored = np.flatnonzero(found.sound & ~found.with_area)
+    if len(ignored):
+        ids = [found.ids[i] for i in ignored]
+        findings.note(
+            f"{len(ignored)} boxes without width or height are ignored; annotation ids "
+            f"{listed(ids, 10)}"
+        )
+    _check_duplicates(found, name_of, findings)
+    _check_all_together(found, sizes, findings)
+
+
+def _sizes_of(found: Annotations, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A,) width and height of the image of each annotation, 0 where unknown."""
+    rows = np.where(found.image >= 0, found.image, 0)
+    known = found.image >= 0
+    return tuple(np.where(known, sizes[rows, k], 0).astype(np.float64) for k in (0, 1))
+
+
+def _check_duplicates(
+    found: Annotations, name_of: Callable[[int], str], findings: Findings
+) -> None:
+    """Notes boxes that are there more than once, with the same class."""
+    rows = np.flatnonzero(found.with_area & ~found.crowd)
+    keys = (found.image[rows], found.category[rows], *found.boxes[rows].T)
+    order = np.lexsort(keys)
+    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
+    for key in keys:
+        same &= np.diff(key[order]) == 0
+    if same.any():
+        pairs = np.stack((rows[order[:-1]], rows[order[1:]]))[:, same]
+        pair = sorted(pairs[:, pairs.max(axis=0).argmin()])
+        findings.note(
+            f"{same.sum()} of {len(rows)} boxes repeat another of the same image, class and "
+            f"place (first: {name_of(pair[0])} and annotation {found.ids[pair[1]]!r}), as in "
+            "exports that were joined; a detector that finds one cannot find the other: remove "
+            "the copies"
+        )
+
+
+def _check_all_together(found: Annotations, sizes: np.ndarray, findings: Findings) -> None:
+    """Notes, or refuses, boxes that cannot be [x, y, width, height] in px of their images."""
+    width, height = _sizes_of(found, sizes)
+    rows = np.flatnonzero(found.with_area & ~found.crowd & (width > 1) & (height > 1))
+    if not len(rows):
+        return
+    boxes, width, height = found.boxes[rows], width[rows], height[rows]
+    x, y, w, h = boxes.T
+    small = (boxes <= 1).all(axis=1)
+    if small.all():
+        findings.problem(
+            "normalised",
+            "",
+            f"no coordinate of {len(rows)} boxes exceeds 1 (the largest is {boxes.max():g}), "
+            "so they are fractions of the image; multiply x and width by the image's width, y "
+            "and height by its height",
+        )
+        return
+    if small.any() and len(rows) >= MIN_BOXES:
+        findings.note(
+            f"{small.sum()} of {len(rows)} boxes lie within the first pixel of their image: "
+            "are they fractions of its size?"
+        )
+    _note_outside(boxes, width, height, findings)
+    reach = max(((x + w) / width).max(), ((y + h) / height).max())
+    if len(rows) >= 4 * MIN_BOXES and reach < 0.6:
+        findings.note(
+            f"no box reaches beyond {reach:.0%} of the width or height of its image: are "
+            "they in px of a smaller image, or in percent?"
+        )
+    said = found.said_area[rows]
+    # Half a pixel more on each side is how some tools count.
+    larger = said > 1.01 * (w + 1) * (h + 1)
+    if larger.any():
+        findings.note(
+            f"area exceeds width x height of the box in {larger.sum()} of {len(rows)} "
+            "annotations: is one of the two of another image size, or in another format?"
+        )
+
+
+def _note_outside(
+    boxes: np.ndarray, width: np.ndarray, height: np.ndarray, findings: Findings
+) -> None:
+    """Notes a share of boxes that stick out, and what would explain it."""
+    margin = np.maximum(1.0, 0.01 * np.stack((width, height), axis=1))
+    sides = np.stack((width, height), axis=1)
+
+    def sticks_out(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        return ((start < -margin) | (end > sides + margin)).any(axis=1)
+
+    start, size = boxes[:, :2], boxes[:, 2:]
+    count = sticks_out(start, start + size).sum()
+    if count < MIN_BOXES or count <= MAX_OUTSIDE * len(boxes):
+        return
+    guesses = []
+    if (size > start).all(axis=1).mean() > 0.99 and not sticks_out(start, size).any():
+        guesses.append("as corners [x0, y0, x1, y1] all would be inside")
+    if not sticks_out(start - size / 2, start + size / 2).any():
+        guesses.append("as [centre x, centre y, width, height] all would be inside")
+    if not sticks_out(start[:, ::-1], start[:, ::-1] + size[:, ::-1]).any():
+        guesses.append("with x and y swapped all would be inside")
+    if not sticks_out(start, start + size[:, ::-1]).any():
+        guesses.append("with width and height swapped all would be inside")
+    why = " and ".join(guesses) or "are they of another image size?"
+    findings.note(
+        f"{count} of {len(boxes)} boxes ({count / len(boxes):.0%}) stick out of their images, "
+        f"taken as [x, y, width, height] in px; {why}"
+    )

@@ -1,0 +1,106 @@
+"""From the bytes of a COCO json to its lists of records."""
+
+import gc
+import json
+import os
+from collections import Counter
+from typing import Any
+
+from ..errors import InputError, MissingFileError
+from .findings import shown
+
+LISTS = ("images", "annotations", "categories")
+
+
+def parse_coco_file(json_file: str, *, needs_labels: bool = True) -> tuple[dict[str, Any], bool]:
+    """
+    Parses a COCO json, of which the lists of records are there.
+
+    Args:
+        json_file: in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+        needs_labels: False if "annotations" and "categories" may be missing, as in a file of
+            images to predict on.
+
+    Returns:
+        (content, plain): the content, with None for a list that is missing, and whether the file
+        is plain UTF-8, as other readers take it to be.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InputError: if it is no json, or not COCO's.
+    """
+    content, plain = _parse(json_file)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{json_file}: COCO json must be an object with images, annotations and categories, "
+            f"got a {type(content).__name__}; detection results are not annotations"
+        )
+    records = {}
+    for key in LISTS:
+        may_miss = not needs_labels and key != "images" and "annotations" not in content
+        if key not in content and not may_miss:
+            raise InputError(
+                f"{json_file}: key '{key}' is missing (there are: {sorted(content)[:8]}); export "
+                "the data set in COCO's object detection format"
+            )
+        records[key] = content.get(key)
+        if key not in content:
+            continue
+        if not isinstance(records[key], list) or any(type(r) is not dict for r in records[key]):
+            raise InputError(f"{json_file}: '{key}' must be a list of objects; export it again")
+        if not records[key] and key != "annotations":
+            raise InputError(f"{json_file}: '{key}' is empty; add at least one entry")
+    return records, plain
+
+
+def _parse(json_file: str) -> tuple[Any, bool]:
+    """The parsed file, and whether it is plain UTF-8."""
+    if not os.path.isfile(json_file):
+        what = "is a folder" if os.path.isdir(json_file) else "the annotation file does not exist"
+        raise MissingFileError(f"{json_file}: {what}; correct its path")
+    try:
+        with open(json_file, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"{json_file}: cannot be read ({error.strerror})") from error
+    # Editors and exports of Windows write UTF-16, or UTF-8 with a byte order mark.
+    encoding = json.detect_encoding(data[:4])
+    twice: Counter[str] = Counter()
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            twice.update([k for k, n in Counter(key for key, _ in pairs).items() if n > 1])
+        return made
+
+    # Collecting garbage while millions of objects are made doubles the time to read COCO.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        text = data.decode(encoding)
+        del data
+        content = json.loads(text, object_pairs_hook=make)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{json_file}: not {encoding} text (byte {error.object[error.start]:#04x} at place "
+            f"{error.start}); save it in UTF-8"
+        ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"{json_file}: brackets are nested too deeply for a COCO json; export it again"
+        ) from error
+    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
+        raise InputError(
+            f"{json_file}: not valid json ({error}); it may be cut off: export or copy it again"
+        ) from error
+    finally:
+        if collecting:
+            gc.enable()
+    if twice:
+        (key, count), kinds = twice.most_common(1)[0], len(twice)
+        others = f", and {kinds - 1} other keys" if kinds > 1 else ""
+        raise InputError(
+            f"{json_file}: the key {shown(key)} occurs twice in one object, in {count} objects"
+            f"{others}; only one of its values could be used: join them, or remove one"
+        )
+    return content, encoding == "utf-8"
