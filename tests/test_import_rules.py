@@ -75,6 +75,19 @@ def run(code, **env):
     return result.stdout
 
 
+def test_waiting_threads_leave_their_core():
+    """OpenMP's runtime says what it has read; a policy that the user chose stays."""
+    code = "import detectron2_ddetr"
+    for chosen, spins in ((None, "'0'"), ("active", "'30000000000'")):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+        env |= {"OMP_DISPLAY_ENV": "verbose", **({"OMP_WAIT_POLICY": chosen} if chosen else {})}
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stderr
+        if "GOMP_SPINCOUNT" not in said:
+            pytest.skip("PyTorch uses another OpenMP runtime than GNU's")
+        assert f"GOMP_SPINCOUNT = {spins}" in said
+
+
 def test_only_the_toolbox_imports_detectron2_or_the_host():
     for path in [*SOURCES, *ROOT.glob("*.py")]:
         if path != PACKAGE / "toolbox.py":
