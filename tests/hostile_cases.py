@@ -289,7 +289,7 @@ def hostile_call(seed, number, implementation):
         change = rng.choice(LISTS if isinstance(args[key], list) else TENSORS)
         try:
             args[key] = change(rng, args[key])
-        except (RuntimeError, IndexError, ValueError):
+        except (RuntimeError, IndexError, TypeError, ValueError):
             continue  # torch does not do this to such a tensor
         if change is _freed or isinstance(args[key], torch.Tensor) and args[key].numel() > 10**6:
             finished.add(key)
