@@ -154,12 +154,15 @@ def _check_against(source: _Source, reference: _Source) -> None:
         )
 
 
-def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
+def check_datasets(
+    cfg: CfgNode, *, eval_only: bool = False, order: Sequence[str] | None = None
+) -> None:
     """
     Checks every data set that `cfg` names, and that the model has as many classes as they do.
 
     Args:
         eval_only: whether to leave out DATASETS.TRAIN, which need not exist then.
+        order: see :func:`class_names`.
 
     Raises:
         MissingFileError, InputError: for the first data set with a problem.
@@ -182,7 +185,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
         data.say("train" if is_train else "test")
         if is_train:
             data.check_usable()
-    classes = class_names(cfg, eval_only=eval_only)
+    classes = class_names(cfg, eval_only=eval_only, order=order)
     if classes is not None and len(classes) != num_classes:
         named = [n for n, _ in uses if _classes_of(n) == classes] or [cfg.DATASETS.TRAIN[0]]
         raise InputError(

@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.class_names import read_class_names
 from ..config import load_config
 from ..data.class_names import check_datasets
 from ..data.dataset_contents import check_contents
@@ -63,9 +64,20 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     for note in use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only):
         logger.info(note)
     cfg.freeze()
-    check_datasets(cfg, eval_only=eval_only)
+    order = _trained_classes(cfg, getattr(args, "resume", False)) if eval_only else None
+    check_datasets(cfg, eval_only=eval_only, order=order)
     check_contents(cfg, eval_only=eval_only)
     return cfg
+
+
+def _trained_classes(cfg: CfgNode, resume: bool) -> list[str] | None:
+    """The names in the checkpoint to evaluate; None if it has none, or is not on this machine."""
+    path = cfg.MODEL.WEIGHTS
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if resume and os.path.isfile(tag):
+        with open(tag, encoding="utf-8") as file:
+            path = os.path.join(cfg.OUTPUT_DIR, file.read().strip())
+    return read_class_names(path) if os.path.isfile(path) else None
 
 
 def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:

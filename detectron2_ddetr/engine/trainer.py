@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
+from ..data.class_names import class_names
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
@@ -90,7 +91,9 @@ class Trainer(DefaultTrainer):
         step = FiniteAMPTrainer if cfg.SOLVER.AMP.ENABLED else FiniteSimpleTrainer
         self._trainer = step(model, LastBatch(self._train_loader), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, class_names=class_names(cfg), trainer=weakref.proxy(self)
+        )
         self.guard = InterruptionGuard(self.checkpointer, optimizer)
         self.register_hooks(self.build_hooks())
 
