@@ -11,8 +11,9 @@ from .collect_env import describe_environment
 from .data.coco_json import check_coco_json
 from .data.given_datasets import add_dataset_argument
 from .engine import run
+from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
-from .toolbox import launch, setup_logger
+from .toolbox import setup_logger
 from .visualization.predictions import visualize_run
 
 EPILOG = """
@@ -45,14 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_everywhere(args: argparse.Namespace) -> None:
     """:func:`run.main` in all processes of a training or an evaluation."""
     args.config_file = find_config(args.config_file)
-    launch(
-        _run_here,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run_in_processes(_run_here, args)
 
 
 def _run_here(args: argparse.Namespace) -> None:

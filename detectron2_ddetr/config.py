@@ -93,7 +93,7 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
-    for key, value in _leaves(_load_yaml(config_file, cfg.VERSION)):
+    for key, value in leaves(_load_yaml(config_file, cfg.VERSION)):
         _set(cfg, key, value, f"{config_file}: ")
     for word in opts:
         if isinstance(word, str) and word.startswith("--"):
@@ -168,7 +168,7 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:
 
 def _unknown(key: str, cfg: CfgNode) -> str:
     """Says that a key does not exist, and which may have been meant."""
-    keys = [name for name, _ in _leaves(cfg)]
+    keys = [name for name, _ in leaves(cfg)]
     ends = {name.split(".")[-1]: name for name in keys}
     near = get_close_matches(key, keys, n=2, cutoff=0.75)
     near += [ends[e] for e in get_close_matches(key.split(".")[-1], ends, n=2, cutoff=0.75)]
@@ -176,11 +176,11 @@ def _unknown(key: str, cfg: CfgNode) -> str:
     return f"{said}; did you mean {' or '.join(dict.fromkeys(near))}?" if near else said
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a nested dict."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

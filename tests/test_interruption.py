@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from detectron2_ddetr.engine import interruption
 from detectron2_ddetr.engine.interruption import InterruptionGuard, TrainingInterrupted
 
 
@@ -15,11 +16,15 @@ def training():
     """A guard around a training of 8 iterations, in its last one; what it saves is in `saved`."""
     saved = []
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    guard = InterruptionGuard(SimpleNamespace(save=saved.append), optimizer)
-    guard.trainer = SimpleNamespace(iter=7, max_iter=8, completed_iter=6)
+    loader = SimpleNamespace(waiting=False)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.BatchNorm2d(2))
+    guard = InterruptionGuard(SimpleNamespace(save=saved.append), optimizer, loader)
+    guard.trainer = SimpleNamespace(iter=7, max_iter=8, completed_iter=6, model=model)
     guard.before_train()
     guard.before_step()
-    yield SimpleNamespace(guard=guard, saved=saved, optimizer=optimizer, trainer=guard.trainer)
+    yield SimpleNamespace(
+        guard=guard, saved=saved, optimizer=optimizer, trainer=guard.trainer, loader=loader
+    )
     guard.after_train()
 
 
@@ -62,3 +67,37 @@ def test_same_signal_again_stops_at_once(training):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(TrainingInterrupted):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_signal_while_waiting_for_data(training):
+    """Nothing of the iteration has begun, and the data may never come."""
+    training.loader.waiting = True
+    with pytest.raises(TrainingInterrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    training.guard.after_train()
+    assert training.saved == ["model_0000006"]
+
+
+def test_a_process_among_others_does_not_leave_them(training, monkeypatch):
+    training.loader.waiting = True
+    monkeypatch.setattr(interruption.comm, "get_world_size", lambda: 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_running_statistics_belong_to_their_iteration(training, complete):
+    """Those of a step that was not completed are those of before; of a complete one they stay."""
+    norm = training.trainer.model[1]
+    before = {k: v.clone() for k, v in norm.named_buffers()}
+    pixels = torch.tensor([[[[1.0, 2.0]], [[3.0, 5.0]]]])
+    norm(pixels)
+    moved = {k: v.clone() for k, v in norm.named_buffers()}
+    assert moved["num_batches_tracked"] == 1
+    assert torch.allclose(moved["running_mean"], torch.tensor([0.15, 0.4]))  # 0.1 of the means
+    if complete:
+        training.optimizer.step()
+        training.guard.after_step()
+    training.guard.after_train()
+    assert training.saved == [f"model_000000{7 if complete else 6}"]
+    expected = moved if complete else before
+    assert all(torch.equal(v, expected[k]) for k, v in norm.named_buffers())

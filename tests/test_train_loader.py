@@ -95,7 +95,7 @@ def test_resumed_equals_uninterrupted(cfg, num_workers):
     cfg.DATALOADER.NUM_WORKERS = num_workers
     np.random.seed(11)  # not what decides
     for start_iter in (0, 2, 5):  # the batch at iteration 2 spans two epochs
-        resumed = batches(cfg, 8 - start_iter, start_iter=start_iter)
+        resumed = batches(cfg, 8 - start_iter, first_image=2 * start_iter)
         assert len(resumed) == 8 - start_iter
         for ours, theirs in zip(resumed, expected[start_iter:]):
             assert_same(ours, theirs)
@@ -116,12 +116,12 @@ def test_every_image_once_per_epoch_also_without_annotations(cfg):
 
 def test_two_ranks_together_are_one(cfg, monkeypatch):
     cfg.SOLVER.IMS_PER_BATCH = 4
-    expected = batches(cfg, 4, start_iter=1)
+    expected = batches(cfg, 4, first_image=4)
     monkeypatch.setattr(train_loader.comm, "get_world_size", lambda: 2)
     ranks = []
     for rank in range(2):
         monkeypatch.setattr(train_loader.comm, "get_rank", lambda rank=rank: rank)
-        ranks.append(batches(cfg, 4, start_iter=1))
+        ranks.append(batches(cfg, 4, first_image=4))
     for whole, first, second in zip(expected, *ranks, strict=True):
         assert len(first) == len(second) == 2
         assert_same(first, whole[0::2])

@@ -96,6 +96,7 @@ def assert_same_run(resumed, reference):
     assert_close(resumed["model"], reference["model"], rtol=0, atol=0)
     assert resumed["trainer"]["iteration"] == reference["trainer"]["iteration"] == 7
     assert resumed["trainer"]["hooks"] == reference["trainer"]["hooks"]
+    assert resumed["trainer"]["images"] == reference["trainer"]["images"] == 16
     ours, theirs = (x["trainer"]["_trainer"]["optimizer"] for x in (resumed, reference))
     assert ours["param_groups"] == theirs["param_groups"]
     assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
@@ -202,11 +203,24 @@ def test_two_processes_stopped_and_resumed(shapes, tmp_path):
 def test_non_finite_loss(shapes, tmp_path):
     """The error has the iteration, the loss terms and the images; the step before it is saved."""
     log = run(shapes, tmp_path, opts=["SOLVER.BASE_LR", "1e15", "SOLVER.MAX_ITER", 6], expected=1)
-    message = log[log.rindex("FloatingPointError") :]
+    message = log[log.rindex("error: iteration") :]
     iteration = int(re.search(r"iteration (\d+) is not finite", message)[1])
     assert "loss_bbox_0" in message and re.search(r"shapes\S*/\d\.png", message)
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint["trainer"]["iteration"] == iteration - 1
+    assert "Traceback" not in log
+
+
+def test_the_advice_after_a_loss_that_is_not_finite(shapes, tmp_path):
+    """A lower rate is not enough where the weights are ruined; the way back is, and it trains."""
+    run(shapes, tmp_path, opts=["SOLVER.BASE_LR", "1e15", "SOLVER.MAX_ITER", 6], expected=1)
+    calm = ["SOLVER.BASE_LR", "1e-4", "SOLVER.MAX_ITER", 6]
+    log = run(shapes, tmp_path, "--resume", opts=calm, expected=1)
+    name, tag = re.search(r"Write (\S+) into (\S+) to go back", log).groups()
+    assert tag == str(tmp_path / "last_checkpoint")
+    Path(tag).write_text(name)
+    run(shapes, tmp_path, "--resume", opts=calm)
+    assert last_checkpoint(tmp_path)["trainer"]["iteration"] == 5
 
 
 def test_unreadable_image_loses_nothing(shapes, tmp_path):

@@ -90,9 +90,9 @@ class PackedLoader(DataLoader):
         return map(unpack, super().__iter__())
 
 
-def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataLoader:
+def build_train_loader(cfg: CfgNode, *, seed: int, first_image: int = 0) -> DataLoader:
     """
-    The training loader of `cfg`, from iteration `start_iter` on.
+    The training loader of `cfg`, from the position `first_image` on.
 
     With B = SOLVER.IMS_PER_BATCH, iteration i of all ranks together is the positions
     [i * B, (i + 1) * B) of :class:`EpochShuffle`; of these, rank r of R takes every R-th. So the
@@ -101,7 +101,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
 
     Args:
         seed: non-negative, the same on all ranks.
-        start_iter: the first iteration to load.
+        first_image: how many positions were trained on before.
 
     Returns:
         A loader that never ends; each batch is a list of B / R mapped dicts.
@@ -136,7 +136,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> DataL
     return PackedLoader(
         EpochShuffle(dataset_dicts, seed, mapper),
         batch_size=batch_size // world_size,
-        sampler=PositionSampler(start_iter * batch_size, comm.get_rank(), world_size),
+        sampler=PositionSampler(first_image, comm.get_rank(), world_size),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         worker_init_fn=_leave_ctrl_c_to_trainer,
         # Its own, since starting the loader draws a number: from the global generator it would

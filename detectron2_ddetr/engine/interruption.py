@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..toolbox import HookBase, comm
+from .run_folder import INITIAL
+from .train_step import LastBatch
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +28,19 @@ class InterruptionGuard(HookBase):
     Saves what would be lost. Goes right after the hook that steps the learning rate.
 
     A signal during a step takes effect when the step is complete, on all processes together;
-    otherwise (during evaluation, say) at once. The same again stops without waiting.
+    otherwise (during evaluation, say, or where a single process waits for data) at once. The same
+    again stops without waiting.
+
+    What the forward pass of a step changes (the running statistics of BatchNorm) is put back when
+    the step does not end in an update.
     """
 
-    def __init__(self, checkpointer: Checkpointer, optimizer: torch.optim.Optimizer):
+    def __init__(
+        self, checkpointer: Checkpointer, optimizer: torch.optim.Optimizer, loader: LastBatch
+    ):
         self._checkpointer = checkpointer
+        self._loader = loader
+        self._buffers: dict[str, torch.Tensor] = {}
         self._previous = {}
         self._signum = 0
         self._in_step = False
@@ -51,6 +61,7 @@ class InterruptionGuard(HookBase):
             self._save()
 
     def before_step(self) -> None:
+        self._buffers = {k: v.clone() for k, v in self.trainer.model.named_buffers()}
         self._in_step = True
 
     def update_skipped(self) -> None:
@@ -73,6 +84,9 @@ class InterruptionGuard(HookBase):
         if self._updating:
             logger.error("stopped in the middle of an update; resume from the checkpoint before it")
             return
+        if self._in_step:
+            for name, buffer in trainer.model.named_buffers():
+                buffer.copy_(self._buffers[name])
         self._save()
         logger.error(
             f"training stopped after {trainer.completed_iter + 1} of {trainer.max_iter} "
@@ -81,11 +95,13 @@ class InterruptionGuard(HookBase):
 
     def _save(self) -> None:
         completed = self.trainer.completed_iter
-        self._checkpointer.save("model_initial" if completed < 0 else f"model_{completed:07d}")
+        self._checkpointer.save(INITIAL if completed < 0 else f"model_{completed:07d}")
 
     def _on_signal(self, signum: int, frame: object) -> None:
         name = signal.Signals(signum).name
-        if not self._in_step or self._signum == signum:
+        # Alone: other processes would wait for ever for one that leaves them.
+        idle = self._loader.waiting and comm.get_world_size() == 1
+        if not self._in_step or idle or self._signum == signum:
             raise TrainingInterrupted(signum)
         if self._signum:
             return  # SIGTERM to a whole process group arrives twice: as such, and as SIGINT when

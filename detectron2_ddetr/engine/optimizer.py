@@ -82,6 +82,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         lr_factor_func=lr_factor,
     )
+    # With names, by which a training goes on in other groups: resume.py.
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [{**g, "params": [(names[p], p) for p in g["params"]]} for g in groups]
     if clip.ENABLED:
         return FullModelClipAdamW(groups, max_norm=clip.CLIP_VALUE, lr=cfg.SOLVER.BASE_LR)
     return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)

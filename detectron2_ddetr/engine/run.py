@@ -22,6 +22,7 @@ from ..toolbox import (
     setup_logger,
     verify_results,
 )
+from .run_folder import check_run_folder, kept_unless_done
 from .trainer import Trainer
 
 logger = logging.getLogger("detectron2_ddetr")
@@ -46,15 +47,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg, args.num_gpus)
+    if not args.eval_only and comm.is_main_process():
+        check_run_folder(cfg.OUTPUT_DIR, args.resume)
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r}: {error.strerror}") from error
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
     logger.info(f"toolbox: {describe_toolbox()}")
-    cfg = use_datasets(cfg, args, eval_only=args.eval_only)
-    default_setup(cfg, args)
-    return cfg
+    return use_datasets(cfg, args, eval_only=args.eval_only)
 
 
 def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> CfgNode:
@@ -107,9 +108,13 @@ def main(args: argparse.Namespace) -> dict | None:
     """Train or evaluate as `args` say; the results of the last evaluation on the main process."""
     cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        # What a training that is refused would have done is no part of the folder of a run.
+        with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+            default_setup(cfg, args)
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
         return trainer.train()
+    default_setup(cfg, args)
     if args.resume and cfg.MODEL.WEIGHTS and "MODEL.WEIGHTS" in args.opts[::2]:
         raise InputError(
             "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "

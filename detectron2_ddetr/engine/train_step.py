@@ -19,10 +19,15 @@ class LastBatch:
     def __init__(self, build_loader: Callable[[], Iterable[list[dict]]]):
         self.build_loader = build_loader
         self.batch: list[dict] = []
+        #: A batch is being waited for: nothing of the iteration has begun.
+        self.waiting = False
 
     def __iter__(self) -> Iterator[list[dict]]:
+        self.waiting = True
         for self.batch in self.build_loader():
+            self.waiting = False
             yield self.batch
+            self.waiting = True
 
     def file_names(self) -> list[str]:
         return [x["file_name"] for x in self.batch]

@@ -1,5 +1,8 @@
 """The trainer: detectron2's, made safe against interruption and resumable to the bit."""
 
+import importlib.util
+import logging
+import os
 import random
 import weakref
 
@@ -15,6 +18,7 @@ from ..data.class_names import class_names
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
+from ..errors import NonFiniteError
 from ..toolbox import (
     CfgNode,
     DatasetEvaluator,
@@ -28,7 +32,11 @@ from ..toolbox import (
 from .evaluator import build_evaluator, finite_results
 from .interruption import InterruptionGuard
 from .optimizer import build_optimizer
+from .resume import continue_rates, fit_state, learning_rate
+from .run_folder import check_run_folder, checkpoint_before, locked
 from .train_step import FiniteAMPTrainer, FiniteSimpleTrainer, LastBatch
+
+logger = logging.getLogger(__name__)
 
 
 class StepSeed(HookBase):
@@ -81,6 +89,9 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         #: The last iteration whose update is complete.
         self.completed_iter = -1
+        # Images that were trained on before `start_iter`, whatever the batch size was then.
+        self._images_before = 0
+        self._resumed = False
         self.step_seed = StepSeed(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
         model = self.build_model(cfg)
@@ -89,17 +100,18 @@ class Trainer(DefaultTrainer):
             device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
         step = FiniteAMPTrainer if cfg.SOLVER.AMP.ENABLED else FiniteSimpleTrainer
-        self._trainer = step(model, LastBatch(self._train_loader), optimizer)
+        loader = LastBatch(self._train_loader)
+        self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, class_names=class_names(cfg), trainer=weakref.proxy(self)
         )
-        self.guard = InterruptionGuard(self.checkpointer, optimizer)
+        self.guard = InterruptionGuard(self.checkpointer, optimizer, loader)
         self.register_hooks(self.build_hooks())
 
     def _train_loader(self) -> DataLoader:
         return self.build_train_loader(
-            self.cfg, seed=self.step_seed.seed, start_iter=self.completed_iter + 1
+            self.cfg, seed=self.step_seed.seed, first_image=self._images_before
         )
 
     def build_hooks(self) -> list[HookBase]:
@@ -122,18 +134,52 @@ class Trainer(DefaultTrainer):
             *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),
         ]
 
+    def build_writers(self) -> list:
+        """detectron2's; that of tensorboard only where it is installed, which is said."""
+        writers = super().build_writers()
+        if importlib.util.find_spec("tensorboard"):
+            return writers
+        kept = [writer for writer in writers if type(writer).__name__ != "TensorboardXWriter"]
+        if len(kept) < len(writers):
+            logger.warning(
+                "tensorboard is not installed, so no event files are written (pip install "
+                "tensorboard); metrics.json has the same numbers"
+            )
+        return kept
+
     def resume_or_load(self, resume: bool = True) -> None:
         """
         Continue from the last checkpoint in OUTPUT_DIR, if `resume` and there is one; otherwise
         start with the weights of MODEL.WEIGHTS.
+
+        The config decides about all that it names, and each key that differs from the training
+        before is logged. What has grown (weights, moments, seed, place in the data) goes on.
+
+        Raises:
+            InputError: also when the config trains other layers than the checkpoint did.
         """
+        self._resumed = resume and self.checkpointer.has_checkpoint()
+        if resume and not self._resumed:
+            logger.warning(
+                f"--resume: {self.cfg.OUTPUT_DIR} has no checkpoint, so the training begins now, "
+                f"from {self.cfg.MODEL.WEIGHTS or 'random weights'}"
+            )
         super().resume_or_load(resume)
         self.completed_iter = self.start_iter - 1
 
     def train(self) -> dict | None:
+        """
+        Raises:
+            InputError: if OUTPUT_DIR holds another training, or frozen layers are random.
+        """
         # The model checks it as well, but only when there is a first checkpoint to resume from.
         check_frozen_layers(self.model)
-        return super().train()
+        if not comm.is_main_process():
+            return super().train()
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        check_run_folder(self.cfg.OUTPUT_DIR, self._resumed)
+        with locked(self.cfg.OUTPUT_DIR):
+            return super().train()
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
@@ -141,24 +187,49 @@ class Trainer(DefaultTrainer):
             self._trainer.run_step()
         except FloatingPointError as error:
             self.guard.update_skipped()
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"iteration {self.iter} is not finite; the state before it is saved in "
-                f"{self.cfg.OUTPUT_DIR}\n{error}\n"
-                "Look at the annotations of these images, or lower SOLVER.BASE_LR"
+                f"{self.cfg.OUTPUT_DIR}\n{error}\n{self._advice()}"
             ) from error
+
+    def _advice(self) -> str:
+        """What to do about an iteration that is not finite."""
+        if self.iter == 0:
+            return "Look at the annotations of these images, and at MODEL.WEIGHTS"
+        if self.iter != self.start_iter:
+            return (
+                "Look at the annotations of these images, or --resume with a lower SOLVER.BASE_LR"
+            )
+        earlier = checkpoint_before(self.cfg.OUTPUT_DIR, self.completed_iter)
+        return (
+            "It is the first iteration after --resume, so the weights were ruined before it. Write "
+            f"{earlier} into {os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to "
+            "that checkpoint, and --resume with a lower SOLVER.BASE_LR"
+        )
 
     def state_dict(self) -> dict:
         state = super().state_dict()
-        state["iteration"] = self.completed_iter
-        return state
+        done = self.completed_iter + 1 - self.start_iter
+        return state | {
+            "iteration": self.completed_iter,
+            "images": self._images_before + done * self.cfg.SOLVER.IMS_PER_BATCH,
+            "config": self.cfg.dump(),
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        state, differences = fit_state(state_dict, self.cfg, self.optimizer, self.scheduler)
+        super().load_state_dict(state)
+        self._images_before = state["images"]
+        if differences:
+            continue_rates(self.scheduler, learning_rate(state_dict["_trainer"]["optimizer"]))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_iter: int = 0) -> DataLoader:
-        return build_train_loader(cfg, seed=seed, start_iter=start_iter)
+    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, first_image: int = 0) -> DataLoader:
+        return build_train_loader(cfg, seed=seed, first_image=first_image)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -21,7 +21,11 @@ def is_main_process() -> bool:
 
 
 def get_local_rank() -> int:
-    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0  # launch() sets it
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0  # set by launchers
+
+
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Nothing to do: LOCAL_RANK says all that is asked."""
 
 
 @functools.lru_cache()
