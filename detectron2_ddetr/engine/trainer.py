@@ -202,9 +202,10 @@ class Trainer(DefaultTrainer):
             )
         earlier = checkpoint_before(self.cfg.OUTPUT_DIR, self.completed_iter)
         return (
-            "It is the first iteration after --resume, so the weights were ruined before it. Write "
-            f"{earlier} into {os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to "
-            "that checkpoint, and --resume with a lower SOLVER.BASE_LR"
+            "It is the first iteration after --resume: if its images are sound, the weights were "
+            f"ruined before it. Write {earlier} into "
+            f"{os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to that checkpoint, "
+            "and --resume with a lower SOLVER.BASE_LR"
         )
 
     def state_dict(self) -> dict:
