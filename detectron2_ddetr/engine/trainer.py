@@ -204,8 +204,8 @@ class Trainer(DefaultTrainer):
         return (
             "It is the first iteration after --resume: if its images are sound, the weights were "
             f"ruined before it. Write {earlier} into "
-            f"{os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to that checkpoint, "
-            "and --resume with a lower SOLVER.BASE_LR"
+            f"{os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to that "
+            "checkpoint, and --resume with a lower SOLVER.BASE_LR"
         )
 
     def state_dict(self) -> dict:
