@@ -15,7 +15,7 @@ from .test_training import command, last_checkpoint, shapes  # noqa: F401
 @pytest.fixture
 def started(monkeypatch):
     """How many processes were started by us; none of the launchers' variables is set."""
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for _, size, rank in launch._OTHER_LAUNCHERS:
         monkeypatch.delenv(size, raising=False)
@@ -25,8 +25,10 @@ def started(monkeypatch):
     return calls
 
 
-def arguments(num_gpus=1):
-    return SimpleNamespace(num_gpus=num_gpus, num_machines=1, machine_rank=0, dist_url="auto")
+def arguments(num_gpus=1, num_machines=1):
+    return SimpleNamespace(
+        num_gpus=num_gpus, num_machines=num_machines, machine_rank=0, dist_url="auto"
+    )
 
 
 def test_torchrun_is_one_training(shapes, tmp_path):  # noqa: F811
@@ -76,9 +78,22 @@ def test_processes_are_started_here(started, monkeypatch, variables):
     assert started == [3]
 
 
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_STEP_NUM_TASKS": "2"}, {"WORLD_SIZE": "2", "RANK": "0"}]
+)
+def test_one_process_on_each_machine_starts_the_others(started, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launch.run_in_processes(print, arguments(num_gpus=3, num_machines=2))
+    assert started == [3]
+    with pytest.raises(InputError):
+        launch.run_in_processes(print, arguments())
+
+
 def test_torchrun_and_num_gpus_contradict(started, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):
+        launch.run_in_processes(print, arguments())
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="leave --num-gpus"):
         launch.run_in_processes(print, arguments(num_gpus=2))
-    with pytest.raises(InputError, match="RANK and MASTER_ADDR and MASTER_PORT are not set"):
-        launch.run_in_processes(print, arguments())

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import yaml
 from torch.testing import assert_close
 
 from detectron2_ddetr.engine.resume import config_differences, fit_optimizer_state
+from detectron2_ddetr.engine.trainer import Trainer
 from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.toolbox import DefaultTrainer
 
 from .conftest import small_cfg
 from .test_training import last_checkpoint, run, shapes  # noqa: F401
@@ -152,3 +155,27 @@ def test_moments_go_to_the_parameter_of_their_name():
     third = adam([([("a", a), ("d", b)], 0.1)])
     with pytest.raises(InputError, match=r"2 were trained.*first b; 1 are trained.*first d.*KEY"):
         fit_optimizer_state(state, third, {"KEY": (1, 2)})
+
+
+def test_mixed_precision_can_begin_on_resumption(monkeypatch):
+    """What the scaler of the gradients starts with is its own then, and loaded otherwise."""
+    loaded = []
+    monkeypatch.setattr(DefaultTrainer, "load_state_dict", lambda _, state: loaded.append(state))
+    weight = torch.nn.Parameter(torch.ones(1))
+    trainer = Trainer.__new__(Trainer)
+    trainer.cfg = small_cfg()
+    trainer._trainer = SimpleNamespace(
+        grad_scaler=torch.amp.GradScaler("cpu", init_scale=8.0),
+        optimizer=torch.optim.AdamW([{"params": [("weight", weight)]}]),
+    )
+    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer._trainer.optimizer, lambda _: 1.0)
+    step = {"optimizer": trainer._trainer.optimizer.state_dict()}
+    saved = {
+        "iteration": 3,
+        "images": 8,
+        "config": trainer.cfg.dump(),
+        "hooks": {"LRScheduler": {}},
+    }
+    for scale, found in (({}, 8.0), ({"grad_scaler": {}}, 8.0), ({"grad_scaler": {"scale": 2}}, 2)):
+        trainer.load_state_dict(saved | {"_trainer": step | scale})
+        assert loaded.pop()["_trainer"]["grad_scaler"]["scale"] == found

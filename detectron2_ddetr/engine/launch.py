@@ -32,8 +32,11 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
         InputError: when both are to start processes, or a launcher whose processes would not find
             each other has started several.
     """
-    if not int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        _refuse_other_launchers(os.environ)
+    several = args.num_gpus * args.num_machines > 1
+    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    # Clusters set WORLD_SIZE for whoever starts the processes; LOCAL_RANK is set by who has.
+    if world_size == 1 or (several and "LOCAL_RANK" not in os.environ):
+        _refuse_other_launchers(os.environ, args.num_machines)
         launch(
             function,
             args.num_gpus,
@@ -43,21 +46,20 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
             args=(args,),
         )
         return
-    if args.num_gpus > 1 or args.num_machines > 1:
+    if several:
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so torchrun has started the processes: "
-            "leave --num-gpus and --num-machines out"
+            f"torchrun has started {world_size} processes (WORLD_SIZE): leave --num-gpus and "
+            "--num-machines out"
         )
-    missing = [x for x in ("RANK", "MASTER_ADDR", "MASTER_PORT") if x not in os.environ]
-    if missing:
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not set: start the processes with torchrun, "
-            "or unset WORLD_SIZE and give --num-gpus"
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} not set: start the processes "
+            "with torchrun, or with --num-gpus, or unset WORLD_SIZE"
         )
-    args.num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    args.num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         comm.create_local_process_group(args.num_gpus)
@@ -67,10 +69,11 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def _refuse_other_launchers(environment: Mapping[str, str]) -> None:
+def _refuse_other_launchers(environment: Mapping[str, str], num_machines: int) -> None:
+    """One process for each of the machines that the command line names is what is expected."""
     for launcher, size, rank in _OTHER_LAUNCHERS:
         alone = size == "SLURM_NTASKS" and environment.get(rank, "0") == "0"
-        if int(environment.get(size) or 1) > 1 and not alone:
+        if int(environment.get(size) or 1) > num_machines and not alone:
             raise InputError(
                 f"{launcher} has started {environment[size]} processes ({size}), each of which "
                 "would train by itself: start one process on each machine, and let it start the "

@@ -219,6 +219,10 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         state, differences = fit_state(state_dict, self.cfg, self.optimizer, self.scheduler)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        if scaler is not None and not state["_trainer"].get("grad_scaler"):
+            # The training was not in mixed precision so far.
+            state["_trainer"] |= {"grad_scaler": scaler.state_dict()}
         super().load_state_dict(state)
         self._images_before = state["images"]
         if differences:
