@@ -8,6 +8,7 @@ from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config import check_config
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
+from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -67,6 +68,7 @@ class SetDetector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
+        refuse_stock_optimizer(cls.__name__)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
         shapes = backbone.output_shape()
