@@ -8,6 +8,7 @@ from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config import check_config
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
+from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -67,6 +68,7 @@ class SetDetector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
+        refuse_stock_optimizer(cls.__name__)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
         shapes = backbone.output_shape()
@@ -181,9 +183,13 @@ class SetDetector(nn.Module):
         """
         results = []
         selected = sigmoid_topk(outputs["pred_logits"], outputs["pred_boxes"], self.num_detections)
-        for scores, labels, boxes, (height, width) in zip(*selected, image_sizes):
+        for scores, labels, boxes, size in zip(*(x.unbind() for x in selected), image_sizes):
+            height, width = size[0], size[1]  # a tensor under torch.jit.trace
+            x0, y0, x1, y1 = boxes.unbind(-1)
             result = Instances((height, width))
-            result.pred_boxes = Boxes(boxes * boxes.new_tensor((width, height, width, height)))
+            result.pred_boxes = Boxes(
+                torch.stack((x0 * width, y0 * height, x1 * width, y1 * height), dim=-1)
+            )
             result.scores = scores
             result.pred_classes = labels
             results.append(result)
@@ -198,6 +204,6 @@ class DeformableDETR(SetDetector):
 def padding_mask(images: ImageList) -> Tensor:
     """(N, H, W) bool, True = padding."""
     mask = torch.ones_like(images.tensor[:, 0], dtype=torch.bool)
-    for image_mask, (height, width) in zip(mask, images.image_sizes):
-        image_mask[:height, :width] = False
+    for i, size in enumerate(images.image_sizes):
+        mask[i, : size[0], : size[1]] = False
     return mask

@@ -1,5 +1,6 @@
 """Registers everything with detectron2 and collects the public names of the package."""
 
+from . import counters as _counters  # noqa: F401  registers
 from .backbones import resnet as _resnet  # noqa: F401  registers
 from .build import (
     DETR_CRITERION_REGISTRY,

@@ -111,7 +111,7 @@ def test_modeling_imports_nothing_above_it():
 FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
-    {"config", "backbones"},
+    {"config", "backbones", "stock_trainer", "counters"},
     {"build", "collect_env"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},

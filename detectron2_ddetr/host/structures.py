@@ -40,8 +40,8 @@ class Boxes:
     def clip(self, box_size: tuple[int, int]) -> None:
         """Clip in place to `box_size`, (height, width)."""
         assert torch.isfinite(self.tensor).all(), "Box tensor contains infinite or NaN!"
-        h, w = box_size
-        self.tensor = self.tensor.clamp(min=0).minimum(self.tensor.new_tensor((w, h, w, h)))
+        sides, ends = self.tensor.unbind(1), (box_size[1], box_size[0]) * 2
+        self.tensor = torch.stack([side.clamp(0, end) for side, end in zip(sides, ends)], dim=1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """Return an (N,) mask, True where both sides exceed `threshold`."""

@@ -6,6 +6,7 @@ from .head import MLP, DeformableDETRHead, FeatureProjector
 from .matcher import HungarianMatcher
 from .memory import Memory
 from .ms_deform_attn import MSDeformAttn, ms_deform_attn
+from .ops import flops
 from .ops.extension import HAS_CPU_KERNELS, HAS_CUDA_KERNELS
 from .ops.ms_deform_attn import GRID_SAMPLE_DECOMPOSITIONS, ms_deform_attn_fused
 from .ops.ms_deform_attn_pytorch import locations_from_offsets, ms_deform_attn_grid_sample

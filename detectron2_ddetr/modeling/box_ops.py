@@ -73,6 +73,5 @@ def shift_box(delta: Tensor, reference_points: Tensor, eps: float = 1e-5) -> Ten
         (..., 4), (cx, cy, w, h) in [0, 1].
     """
     logit = inverse_sigmoid(reference_points, eps)
-    if logit.shape[-1] == 2:
-        logit = F.pad(logit, (0, 2))
+    logit = F.pad(logit, (0, 4 - logit.shape[-1]))
     return (delta + logit).sigmoid()

@@ -90,5 +90,6 @@ class MSDeformAttn(nn.Module):
             level_reference_points,
             self.sampling_offsets(query).unflatten(-1, (*per_head, 2)),
             self.attention_weights(query).unflatten(-1, per_head),
+            [self.n_points] * self.n_levels,
         )
         return self.output_proj(output)

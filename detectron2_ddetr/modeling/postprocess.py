@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .box_ops import box_cxcywh_to_xyxy
+from .tracing import at_most
 
 
 def sigmoid_topk(
@@ -26,7 +27,7 @@ def sigmoid_topk(
     num_classes = pred_logits.shape[2]
     probability = pred_logits.float().sigmoid().flatten(1)  # (N, Q * K)
     # Differs from the official code: fewer pairs than detections are no error.
-    scores, index = probability.topk(min(num_detections, probability.shape[1]), dim=1)
+    scores, index = probability.topk(at_most(num_detections, probability.shape[1]), dim=1)
     query = index // num_classes
     boxes = box_cxcywh_to_xyxy(pred_boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
     return scores, index % num_classes, boxes

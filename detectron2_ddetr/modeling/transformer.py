@@ -290,11 +290,10 @@ class DeformableTransformer(nn.Module):
             maps, pos_embeds: one (N, C, H_l, W_l) per level, from high to low resolution.
             padding_masks: one (N, H_l, W_l) bool per level, True = padding.
         """
-        if len(maps) != len(self.level_embed):
-            raise ValueError(f"got {len(maps)} levels, the transformer has {len(self.level_embed)}")
-        pos_embeds = [
-            pos + level.view(1, -1, 1, 1) for pos, level in zip(pos_embeds, self.level_embed)
-        ]
+        level_embed = self.level_embed.unbind()
+        if len(maps) != len(level_embed):
+            raise ValueError(f"got {len(maps)} levels, the transformer has {len(level_embed)}")
+        pos_embeds = [pos + level.view(1, -1, 1, 1) for pos, level in zip(pos_embeds, level_embed)]
         return self.encoder(Memory.from_maps(maps, padding_masks), flatten_maps(pos_embeds))
 
     def initial_queries(

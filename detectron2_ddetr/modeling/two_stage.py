@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .memory import Memory, cell_centres
 from .position_encoding import box_position_encoding
+from .tracing import at_most
 from .transformer import DeformableTransformer, QuerySet, ScoreTokens
 
 #: The class logit that ranks proposals. The encoder is trained with every target relabelled 0,
@@ -45,7 +46,7 @@ class TwoStageDeformableTransformer(DeformableTransformer):
 
         # Differs from the official code: where an image has fewer tokens than queries, all of
         # them become queries, because the official top-k crashes there.
-        num_queries = min(self.num_queries, class_logits.shape[1])
+        num_queries = at_most(self.num_queries, class_logits.shape[1])
         top = class_logits[..., OBJECTNESS_CHANNEL].topk(num_queries, dim=1).indices
         chosen = box_logits.gather(1, top[..., None].expand(-1, -1, 4))
         # Detached: the encoder learns boxes from its own loss only.

@@ -30,6 +30,7 @@ from .ms_deform_attn_pytorch import (
     locations_from_offsets,
     step_and_base,
 )
+from .traced import unfused
 
 _NAMESPACE = "detectron2_ddetr"
 _INPUTS = "Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
@@ -84,9 +85,10 @@ def ms_deform_attn(
         attention_weights=attention_weights,
     )
     check_value(value)
-    check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    if spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_positions(value, spatial_shapes.tolist())
+    if not torch.jit.is_tracing():  # the operator checks in every run of a traced program
+        check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+        if spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_positions(value, spatial_shapes.tolist())
     dtype = coordinate_dtype(value)
     return _ops.ms_deform_attn(
         value,
@@ -135,7 +137,6 @@ def ms_deform_attn_fused(
         attention_logits=attention_logits,
     )
     check_value(value)
-    check_positions(value, spatial_shapes)
     if points_per_level is None:
         if len(spatial_shapes) == 0 or sampling_offsets.shape[3] % len(spatial_shapes) != 0:
             raise ValueError(
@@ -143,11 +144,18 @@ def ms_deform_attn_fused(
                 f"{len(spatial_shapes)} levels: say how with points_per_level"
             )
         points_per_level = [sampling_offsets.shape[3] // len(spatial_shapes)] * len(spatial_shapes)
+    dtype = coordinate_dtype(value)
+    if torch.jit.is_tracing():
+        inputs = unfused(
+            spatial_shapes, reference_points.to(dtype), sampling_offsets, attention_logits,
+            [int(points) for points in points_per_level],
+        )  # fmt: skip
+        return _ops.ms_deform_attn(value, *inputs)
+    check_positions(value, spatial_shapes)
     check_fused_shapes(
         value, spatial_shapes, reference_points, sampling_offsets, attention_logits,
         points_per_level,
     )  # fmt: skip
-    dtype = coordinate_dtype(value)
     if not sampling_offsets.dtype == attention_logits.dtype == value.dtype:
         sampling_offsets, attention_logits = sampling_offsets.to(dtype), attention_logits.to(dtype)
     return _ops.ms_deform_attn_fused(

@@ -1,0 +1,57 @@
+"""
+How much the operator computes, for counters of FLOPs. Importing this tells PyTorch's.
+
+A sample reads four cells of D channels: 4 D multiplications, each with an addition. What depends on
+no channel (locations, softmax, weights of the four cells) is left out, as counters leave out
+element-wise functions. Each of the two parts of a gradient, by values and by samples, is as much.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import ms_deform_attn  # noqa: F401  (defines the operators)
+
+_ops = torch.ops.detectron2_ddetr
+
+
+def multiply_adds(value: Sequence[int], weights: Sequence[int]) -> int:
+    """
+    Of the forward pass.
+
+    Args:
+        value: shape of the value, (N, S, M, D).
+        weights: shape of attention weights or logits, (N, Q, M, L, P) or (N, Q, M, K).
+    """
+    return 4 * value[3] * math.prod(weights)
+
+
+# PyTorch's counter takes a multiplication and an addition for two.
+
+
+@register_flop_formula(_ops.ms_deform_attn)
+def _flops(value, spatial_shapes, sampling_locations, attention_weights, *_, **__):
+    return 2 * multiply_adds(value, attention_weights)
+
+
+@register_flop_formula(_ops.ms_deform_attn_fused)
+def _fused_flops(value, shapes, points, references, offsets, attention_logits, *_, **__):
+    return 2 * multiply_adds(value, attention_logits)
+
+
+@register_flop_formula(_ops.ms_deform_attn_backward)
+def _backward_flops(
+    grad_output, value, spatial_shapes, locations, weights, needs_value, *needs, **__
+):
+    parts = needs_value + any(needs[:2])
+    return parts * 2 * multiply_adds(value, weights)
+
+
+@register_flop_formula(_ops.ms_deform_attn_fused_backward)
+def _fused_backward_flops(
+    grad_output, value, shapes, points, references, offsets, logits, needs_value, *needs, **__
+):
+    parts = needs_value + any(needs[:3])
+    return parts * 2 * multiply_adds(value, logits)

@@ -1,0 +1,107 @@
+"""What the README shows is run as it stands there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from detectron2_ddetr import Trainer, build_optimizer
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file
+from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.toolbox import TOOLBOX, DefaultTrainer
+
+from .conftest import ROOT, small_cfg
+from .test_cross_toolbox import write_dataset
+
+needs_detectron2 = pytest.mark.skipif(
+    TOOLBOX != "detectron2", reason="the README shows a project of detectron2"
+)
+THIN = """
+    MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+    MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.DETR.HIDDEN_DIM 64 MODEL.DETR.ENC_LAYERS 1
+    MODEL.DETR.DEC_LAYERS 2 MODEL.DETR.DIM_FEEDFORWARD 32 MODEL.DETR.NUM_QUERIES 12
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MAX_SIZE_TRAIN 128 INPUT.MIN_SIZE_TEST 64
+    INPUT.MAX_SIZE_TEST 128 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 0
+""".split()
+
+
+def blocks(language="python"):
+    """The pieces of code of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def block(words):
+    """The only piece of code that has these words."""
+    (found,) = (code for code in blocks() if words in code)
+    return found
+
+
+def run(code, folder, *arguments):
+    """The code as a program of its own, started in `folder`."""
+    (folder / "mine.py").write_text(code, encoding="utf-8")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "mine.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@needs_detectron2
+def test_project(tmp_path):
+    """Trains, evaluates and resumes, with AdamW, on a json of one's own."""
+    code = block("class MyTrainer(DefaultTrainer)")
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        write_dataset(tmp_path / name)
+        (tmp_path / name / "a.json").rename(tmp_path / f"{name}.json")
+    config = ["--config-file", str(ROOT / "configs" / "quick_start.yaml")]
+    opts = ["MODEL.DETR.NUM_CLASSES", "3", *THIN, "OUTPUT_DIR", "out"]
+    run(code, tmp_path, *config, *opts)
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    assert {"bbox/AP", "loss_giou_enc"} < {name for line in lines for name in json.loads(line)}
+    state = load_checkpoint_file(str(tmp_path / "out" / "model_final.pth"))["trainer"]["_trainer"]
+    assert all("exp_avg_sq" in moments for moments in state["optimizer"]["state"].values())
+    log = run(code, tmp_path, *config, "--resume", *opts, "SOLVER.MAX_ITER", "6")
+    assert "Starting training from iteration 4" in log
+
+
+@needs_detectron2
+def test_a_trainer_that_would_use_another_optimizer_is_refused(tmp_path):
+    """Plain, or with overrides of something else; before the model is built."""
+    from detectron2.data import build_detection_train_loader
+
+    from detectron2_ddetr import DeformableDETRDatasetMapper
+
+    class Loads(DefaultTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            mapper = DeformableDETRDatasetMapper(cfg, is_train=True)
+            return build_detection_train_loader(cfg, mapper=mapper)
+
+    class Optimizes(Loads):
+        def build_optimizer(self, cfg, model):
+            return build_optimizer(cfg, model)
+
+    cfg = small_cfg(
+        *("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", ("bccd_train",)),
+        *("MODEL.BACKBONE.FREEZE_AT", 0, "DATALOADER.NUM_WORKERS", 0),
+    )
+    for trainer in (DefaultTrainer, Loads):
+        for clip in ("full_model", "norm"):
+            cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip
+            with pytest.raises(InputError) as error:
+                trainer(cfg)
+            for words in (trainer.__name__, "detectron2_ddetr.Trainer(cfg)", "build_optimizer("):
+                assert words in str(error.value)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    assert type(Optimizes(cfg).optimizer) is type(Trainer(cfg).optimizer)
