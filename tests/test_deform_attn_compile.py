@@ -1,5 +1,6 @@
 """The operator under `opcheck`, `torch.compile` and `torch.export`, alone and in whole models."""
 
+import functools
 import shutil
 
 import pytest
@@ -280,42 +281,54 @@ def test_compiled_model(variant):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", HEADS)
-def test_exported_head(variant):
-    """One program for any batch and image size, with the operator and without it."""
-    model = Outputs(randomise(small_head(**HEADS[variant]), std=0.1)).eval()
-    levels = HEADS[variant].get("num_levels", 4)
-    features, mask = small_features(levels)
-    shapes = (
-        [{0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC} for _ in features],
-        {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC},
-    )
-    program = torch.export.export(model, (features, mask), dynamic_shapes=shapes)
-    layers = len(model.head.transformer.encoder.layers) + len(model.head.transformer.decoder.layers)
-    assert len(operators(program)) == layers
-    programs = [program]
-    if variant == "refine":
-        programs.append(program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS))
-        assert operators(programs[1]) == []
-    for sizes in (((72, 104), (61, 83)), ((90, 130), (100, 64), (88, 77))):
-        args = small_features(levels, sizes)
-        for program in programs:
-            for a, b in zip(program.module()(*args), model(*args)):
-                assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
-def test_exported_model(variant):
-    """Backbone and head as one program of images and padding, for any batch and image size."""
-    model = build_model(small_cfg(config=VARIANTS[variant])).eval()
+@functools.cache
+def exported(variant):
+    """A model, its program of images and padding, and that without the operator."""
+    layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
+    if "single" not in variant:  # a level less is a third of the time
+        layers += ["MODEL.DETR.IN_FEATURES", ["res5"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
+    model = build_model(small_cfg(*layers, config=VARIANTS[variant])).eval()
     randomise(model.head, std=0.1)
     whole = Outputs(model.head, model.backbone, model.in_features)
     dynamic = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC})
     program = torch.export.export(whole, image_batch((72, 104), (61, 83)), dynamic_shapes=dynamic)
-    for sizes in ([(72, 104), (61, 83)], [(90, 130), (100, 64), (88, 77)], [(200, 151)]):
+    return whole, program, program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)
+
+
+#: Batches other than that of the example, of half as many images, half as many more, twice as many:
+#: what looks like a product with the size of the example is one of these.
+BATCHES = [[(200, 151)], [(90, 130), (100, 70), (88, 77)], [(70, 66)] * 4]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_model(variant):
+    """One program for any batch and image size, with the operator and without it."""
+    whole, program, decomposed = exported(variant)
+    assert len(operators(program)) == 3  # one per layer of encoder and decoder
+    assert operators(decomposed) == []
+    for sizes in BATCHES:
         batch = image_batch(*sizes)
-        for a, b in zip(program.module()(*batch), whole(*batch)):
-            assert_close(a, b, rtol=1e-4, atol=1e-4)
+        expected = whole(*batch)
+        for run in (program.module(), decomposed.module()):
+            for a, b in zip(run(*batch), expected):
+                assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_onnx(variant, tmp_path):
+    """The program without the operator runs where PyTorch is not, on any batch and image size."""
+    pytest.importorskip("onnxscript", reason="torch.onnx needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="nothing here runs an ONNX file")
+    whole, _, decomposed = exported(variant)
+    program = torch.onnx.export(decomposed, dynamo=True, verbose=False, optimize=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = [x.name for x in session.get_inputs()]
+    for sizes in (*BATCHES, [(33, 40)] * 2):
+        batch = image_batch(*sizes)
+        got = session.run(None, {name: x.numpy() for name, x in zip(names, batch)})
+        for a, b in zip(got, whole(*batch)):
+            assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_mask_of_a_batch():

@@ -52,7 +52,11 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         # Detached: the encoder learns boxes from its own loss only.
         reference_points = chosen.detach().sigmoid()
         encoded = box_position_encoding(reference_points, self.d_model // 2).to(tokens.dtype)
-        query_pos, content = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
+        # Contiguous for torch.export, as in DeformableTransformer.initial_queries.
+        query_pos, content = (
+            half.contiguous()
+            for half in self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
+        )
         return QuerySet(
             content,
             query_pos,
