@@ -1,6 +1,7 @@
 """A batch as one tensor, and few open files."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -90,9 +91,9 @@ print("open files:", most)
 """
 
 
-def load(*arguments):
+def load(*arguments, script=LOADER):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", LOADER, *map(str, arguments)]
+    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -104,27 +105,44 @@ def test_large_batches_need_few_open_files():
 
 
 def test_too_low_a_limit_is_said_before_the_start():
-    done = load(4, 8, 64)
+    done = load(4, 8, 40)
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert "NUM_WORKERS 4 needs about" in message and "is 64: raise it" in message
+    assert "NUM_WORKERS 4 needs about" in message and "is 40: raise it" in message
     assert "ulimit -n" in message
-    assert load(0, 8, 64).returncode == 0
+    assert load(0, 8, 40).returncode == 0
+
+
+EVALUATION = LOADER.replace("require_open_files(workers)", "require_open_files(workers, loaders=2)")
+EVALUATION += """
+require_open_files(workers)
+second = PackedLoader(Images(), batch_size=1, num_workers=workers)
+assert len(list(itertools.islice(second, 12))) == 12
+"""
+
+
+def test_what_a_training_asks_for_is_enough_for_its_evaluations():
+    """Else a training that was let begin would end where it first evaluates."""
+    refused = load(4, 8, 64, script=EVALUATION)
+    needed = int(re.search(r"ulimit -n (\d+)", refused.stderr)[1])
+    assert load(4, 8, needed - 1, script=EVALUATION).returncode == 1
+    done = load(4, 8, needed, script=EVALUATION)
+    assert done.returncode == 0, done.stderr
 
 
 def test_soft_limit_is_raised_when_it_may_be(monkeypatch):
-    limits = {"now": (64, 4096)}
+    limits = {"now": (40, 4096)}
     monkeypatch.setattr(packing.resource, "getrlimit", lambda _: limits["now"])
     monkeypatch.setattr(packing.resource, "setrlimit", lambda _, new: limits.update(now=new))
     require_open_files(0)
-    assert limits["now"] == (64, 4096)
+    assert limits["now"] == (40, 4096)
     require_open_files(4)
     soft, hard = limits["now"]
-    assert 64 < soft < 200 and hard == 4096
+    assert 40 < soft < 200 and hard == 4096
     require_open_files(4)
     assert limits["now"] == (soft, hard)
     with pytest.raises(InputError, match="NUM_WORKERS 900 needs about .* is 4096"):
         require_open_files(900)
     limits["now"] = (64, resource.RLIM_INFINITY)
     require_open_files(900)
-    assert limits["now"][0] > 900 * 16
+    assert limits["now"][0] > 900 * 8

@@ -84,17 +84,22 @@ def _views(data: Tensor, layout: list[tuple[int, torch.dtype, tuple[int, ...]]])
     ]
 
 
-def require_open_files(num_workers: int) -> None:
+def require_open_files(num_workers: int, *, loaders: int = 1) -> None:
     """
     Raises the soft limit of open files as far as it needs to be for data workers.
+
+    Args:
+        num_workers: of each loader.
+        loaders: how many will be at work together: two in a training that evaluates, so that
+            no evaluation finds too little when it begins.
 
     Raises:
         InputError: when the hard limit is lower; PyTorch's workers would end in the middle of a
             training, or be waited for without end.
     """
     # Measured: a worker takes 4.5 in this process for its queues, and one for each batch on its
-    # way. Twice, since evaluation has workers of its own; and checkpoints, logs and libraries.
-    needed = len(os.listdir("/dev/fd")) + 2 * 8 * num_workers + 32
+    # way; and there are checkpoints, logs and libraries.
+    needed = len(os.listdir("/dev/fd")) + loaders * (8 * num_workers + 16)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if num_workers == 0 or soft == resource.RLIM_INFINITY or needed <= soft:
         return

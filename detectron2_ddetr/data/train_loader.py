@@ -130,7 +130,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, first_image: int = 0) -> Data
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     mapper = DeformableDETRDatasetMapper(cfg, is_train=True)
-    require_open_files(cfg.DATALOADER.NUM_WORKERS)
+    require_open_files(cfg.DATALOADER.NUM_WORKERS, loaders=2)
     # Not detectron2's loader: its wrapper keeps a set of every index it has seen, and positions
     # never repeat.
     return PackedLoader(
