@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import random
+import warnings
 import weakref
 
 import numpy as np
@@ -98,7 +99,12 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
-            model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # Of PyTorch 2.14, for a name that the versions before it do not know.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+                model = DistributedDataParallel(
+                    model, device_ids=device_ids, broadcast_buffers=False
+                )
         step = FiniteAMPTrainer if cfg.SOLVER.AMP.ENABLED else FiniteSimpleTrainer
         loader = LastBatch(self._train_loader)
         self._trainer = step(model, loader, optimizer)
