@@ -1,5 +1,8 @@
 """The meta-architectures of the family: images in, losses or Instances out."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,8 @@ from .build import build_criterion, build_head
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config import check_config
+from .errors import InputError
+from .inputs import check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
@@ -51,8 +56,22 @@ class SetDetector(nn.Module):
             in_features: names of the maps to read, from high to low resolution.
             pixel_mean, pixel_std: per channel, for the channel order of the input images.
             num_detections: at most this many per image.
+
+        Raises:
+            InputError: for maps that the backbone does not give, and numbers that cannot be.
         """
         super().__init__()
+        channels_of(backbone, in_features, type(backbone).__name__)
+        if len(pixel_mean) != len(pixel_std) or not all(0 < std < math.inf for std in pixel_std):
+            raise InputError(
+                "pixel_mean and pixel_std (MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) must have a number "
+                f"for each channel, those of pixel_std above 0, got {pixel_mean} and {pixel_std}"
+            )
+        if num_detections < 1:
+            raise InputError(
+                "num_detections (TEST.DETECTIONS_PER_IMAGE) must be at least 1, got "
+                f"{num_detections}"
+            )
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
@@ -71,16 +90,9 @@ class SetDetector(nn.Module):
         refuse_stock_optimizer(cls.__name__)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
-        shapes = backbone.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing:
-            raise ValueError(
-                f"MODEL.DETR.IN_FEATURES {missing} are not outputs of the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME}, which has {sorted(shapes)}"
-            )
         return {
             "backbone": backbone,
-            "head": build_head(cfg, [shapes[name].channels for name in in_features]),
+            "head": build_head(cfg, channels_of(backbone, in_features, cfg.MODEL.BACKBONE.NAME)),
             "criterion": build_criterion(cfg),
             "in_features": in_features,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -105,15 +117,25 @@ class SetDetector(nn.Module):
             In training the weighted losses of the criterion, and nothing else: detectron2's
             trainer sums them. Otherwise one {"instances": Instances} per image with `pred_boxes`,
             `scores`, `pred_classes`, clipped to the image, best first.
+
+        Raises:
+            InputError: names the image, by its "file_name" where it has one, and what of it is
+                missing or cannot be.
         """
         if self.training and torch.is_grad_enabled() and not self._frozen_layers_are_checked:
             check_frozen_layers(self)
             self._frozen_layers_are_checked = True
         images = self.preprocess_image(batched_inputs)
+        if self.training:
+            check_instances(batched_inputs)
         outputs = self.network_outputs(images)
         if self.training:
-            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-            return self.criterion(outputs, self.prepare_targets(gt_instances))
+            # Made and checked where the mapper left them, on the CPU: numbers that lie on a GPU
+            # cannot be looked at without waiting for it.
+            targets = self.prepare_targets([x["instances"] for x in batched_inputs])
+            check_ground_truth(batched_inputs, targets, outputs["pred_logits"].shape[2])
+            targets = [{key: x.to(self.device) for key, x in t.items()} for t in targets]
+            return self.criterion(outputs, targets)
 
         # Differs from the official code: detector_postprocess clips boxes to the image and drops
         # empty ones, because that is what users of detectron2 rely on.
@@ -130,7 +152,13 @@ class SetDetector(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise, then pad right and bottom with zeros, the mean colour."""
+        """
+        Normalise, then pad right and bottom with zeros, the mean colour.
+
+        Raises:
+            InputError: see :func:`check_images`.
+        """
+        check_images(batched_inputs, len(self.pixel_mean))
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
@@ -199,6 +227,25 @@ class SetDetector(nn.Module):
 @META_ARCH_REGISTRY.register()
 class DeformableDETR(SetDetector):
     """Deformable DETR (https://arxiv.org/abs/2010.04159), all five variants."""
+
+
+def channels_of(backbone: Backbone, in_features: Sequence[str], name: str) -> list[int]:
+    """
+    Channels of the maps of a backbone that a head reads.
+
+    Args:
+        name: of the backbone, for messages.
+
+    Raises:
+        InputError: names those that the backbone does not give, and what it gives.
+    """
+    shapes = backbone.output_shape()
+    if isinstance(in_features, str) or not in_features or not set(in_features) <= set(shapes):
+        raise InputError(
+            "in_features (MODEL.DETR.IN_FEATURES) must be a list of outputs of the backbone "
+            f"{name}, which has {sorted(shapes)}, got {in_features!r}"
+        )
+    return [shapes[feature].channels for feature in in_features]
 
 
 def padding_mask(images: ImageList) -> Tensor:

@@ -112,7 +112,7 @@ FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
     {"config", "backbones", "stock_trainer", "counters"},
-    {"build", "collect_env"},
+    {"build", "collect_env", "inputs"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
     {"visualization", "model_zoo"},

@@ -1,5 +1,6 @@
 """The set criterion: focal, L1 and generalised IoU losses of matched predictions, all layers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .targets import check_targets
 
 Targets = list[dict[str, Tensor]]
 Indices = list[tuple[Tensor, Tensor]]
@@ -54,7 +56,11 @@ class SetCriterion(nn.Module):
             matcher: assigns queries to targets, see :class:`HungarianMatcher`.
             loss_ce_weight, loss_bbox_weight, loss_giou_weight: of the losses that these names
                 begin with, the same for every layer and for the encoder.
-            focal_alpha: weight of positives in the focal loss; gamma is 2.
+            focal_alpha: weight of positives in the focal loss, in [0, 1], or -1 for none; gamma
+                is 2.
+
+        Raises:
+            ValueError: for weights that are negative or not finite.
         """
         super().__init__()
         self.matcher = matcher
@@ -63,6 +69,10 @@ class SetCriterion(nn.Module):
             "loss_bbox": loss_bbox_weight,
             "loss_giou": loss_giou_weight,
         }
+        if not all(0 <= weight < math.inf for weight in self.weights.values()):
+            raise ValueError(f"weights of losses must be at least 0, got {self.weights}")
+        if not 0 <= focal_alpha <= 1 and focal_alpha != -1:
+            raise ValueError(f"focal_alpha must be from 0 to 1, or -1, got {focal_alpha}")
         self.focal_alpha = focal_alpha
         # Differs from the official code: no cardinality error, because it counts a background class
         # that sigmoid heads do not have.
@@ -92,7 +102,11 @@ class SetCriterion(nn.Module):
             dict: weighted scalars "loss_ce", "loss_bbox", "loss_giou" of the last layer, the same
             with "_0", "_1", ... of the earlier layers and "_enc" of the encoder. Their sum is
             the training loss.
+
+        Raises:
+            ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
+        check_targets(outputs, targets)
         num_boxes = mean_num_boxes(targets, outputs["pred_logits"].device)
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.

@@ -1,5 +1,6 @@
 """Hungarian matching of predictions and targets (DETR, Sec. 3.1, with the focal class cost)."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .targets import check_targets
 
 #: What a pair costs whose prediction is not finite: more than any finite one.
 NON_FINITE_COST = 1e8
@@ -24,7 +26,8 @@ def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (Q, T).
     """
-    prob = logits[:, labels].sigmoid()
+    # Not an index, which takes -1 for the last class: this refuses it, on a GPU too.
+    prob = logits.index_select(1, labels).sigmoid()
     positive = 0.25 * (1 - prob) ** 2 * -(prob + 1e-8).log()
     negative = 0.75 * prob**2 * -(1 - prob + 1e-8).log()
     return positive - negative
@@ -50,8 +53,17 @@ class HungarianMatcher(nn.Module):
             cost_class, cost_bbox, cost_giou: weights of the class cost, of the L1 distance of
                 (cx, cy, w, h) in [0, 1], and of the negative generalised IoU.
             class_cost_function: (Q, K) logits, (T,) labels -> (Q, T).
+
+        Raises:
+            ValueError: for weights that are negative or not finite, or all zero.
         """
         super().__init__()
+        costs = (cost_class, cost_bbox, cost_giou)
+        if not all(0 <= cost < math.inf for cost in costs) or not any(costs):
+            raise ValueError(
+                "cost_class, cost_bbox and cost_giou must be at least 0, one of them more, got "
+                f"{costs}"
+            )
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
         self.class_cost_function = class_cost_function
 
@@ -88,7 +100,11 @@ class HungarianMatcher(nn.Module):
             Per image (query_idx, target_idx), int64 on the CPU, min(Q, T_i) each, query_idx
             ascending. Where predictions are not finite the assignment is arbitrary, so that the
             loss, which is then not finite either, reports the fault together with its terms.
+
+        Raises:
+            ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
+        check_targets(outputs, targets)
         dtype = torch.promote_types(outputs["pred_boxes"].dtype, torch.float32)
         logits, boxes = outputs["pred_logits"].to(dtype), outputs["pred_boxes"].to(dtype)
         costs = [self.cost(*image) for image in zip(logits, boxes, targets)]

@@ -23,7 +23,12 @@ def sigmoid_topk(
         scores: (N, num_detections), descending.
         labels: (N, num_detections) int64.
         boxes: (N, num_detections, 4), (x0, y0, x1, y1) as fractions of the valid image.
+
+    Raises:
+        ValueError: when `num_detections` is less than 1.
     """
+    if num_detections < 1:
+        raise ValueError(f"num_detections must be at least 1, got {num_detections}")
     num_classes = pred_logits.shape[2]
     probability = pred_logits.float().sigmoid().flatten(1)  # (N, Q * K)
     # Differs from the official code: fewer pairs than detections are no error.
