@@ -130,7 +130,7 @@ def test_a_box_far_beyond_its_image(check):
         content = base()
         content["annotations"][4].update(bbox=box, area=box[2] * box[3])
         (line,) = check(content)
-        assert "1 box of 24 end more than an image beyond" in line and "annotation 5 of" in line
+        assert "1 of 24 boxes end more than an image beyond" in line and "annotation 5 of" in line
     content["annotations"][4]["bbox"] = [0, 0, WIDTH * 1.9, HEIGHT * 1.9]
     assert check(content) == []
 

@@ -127,7 +127,7 @@ def _check_all_together(
     far = np.flatnonzero((x < -width) | (y < -height) | (x + w > 2 * width) | (y + h > 2 * height))
     if len(far):
         findings.note(
-            f"{counted(len(far), 'box', 'boxes')} of {len(rows)} end more than an image beyond "
+            f"{len(far)} of {len(rows)} boxes end more than an image beyond "
             f"their own (first: {name_of(rows[far[0]])}: {_in_words(boxes[far[0]])}); training "
             "cuts them at its edges, evaluation does not"
         )
