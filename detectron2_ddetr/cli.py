@@ -107,8 +107,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    check_coco_json(args.json, args.images)
-    sys.stdout.write(f"{args.json}: no problem found\n")
+    setup_logger(name="detectron2_ddetr")
+    sys.stdout.write(check_coco_json(args.json, args.images, needs_annotations=False) + "\n")
 
 
 def _env(args: argparse.Namespace) -> None:

@@ -131,7 +131,8 @@ def test_boxes_without_area_are_logged(folder, content, caplog):
     with caplog.at_level(logging.WARNING):
         check(folder, content)
     (record,) = caplog.records
-    assert "2 boxes without width or height are ignored; annotation ids 11, 13" in record.message
+    assert "2 boxes without width or height: training leaves them out" in record.message
+    assert "annotation ids 11, 13" in record.message
 
 
 def test_many_defects_are_counted(folder, content):
@@ -142,7 +143,7 @@ def test_many_defects_are_counted(folder, content):
     with pytest.raises(InputError) as caught:
         check(folder, content)
     lines = str(caught.value).split("\n")
-    assert lines[0].endswith("25 problem(s) found") and len(lines) == 3
+    assert lines[0].endswith("25 problems found") and len(lines) == 3
     assert lines[1].startswith("  1. annotation 8 of image 1 (one.jpg): iscrowd must be 0 or 1")
     assert lines[2].startswith("  2. annotation 1 of image 1 (one.jpg): bbox [0, 0, -1, 1]")
     assert "(23 more: annotation 2 of image 1 (one.jpg), annotation 3 of" in lines[2]

@@ -220,10 +220,13 @@ def test_sizes_that_differ_are_listed_together(tmp_path):
     with pytest.raises(InputError, match="'turned': 12 of 14 images cannot be used") as caught:
         check_images(dicts, "turned")
     lines = str(caught.value).splitlines()
-    size = r"json says width x height = 10 x 6 but the file has 6 x 10 (EXIF orientation applied)"
+    size = "json says width x height = 10 x 6 but the file has 6 x 10, turned upright as its EXIF"
     assert len([line for line in lines if size in line]) == 10
     assert "image 2 (" in lines[1] and lines[11] == "  ... and 2 more"
-    assert lines[12].startswith("Remedy: correct the json or the file")
+    assert lines[12].startswith("Remedy: if the boxes belong to the image as it is stored, take")
+    with pytest.raises(InputError, match="Remedy: correct the json or the file") as caught:
+        check_images([{**dicts[0], "width": 9}], "cut")
+    assert "EXIF" not in str(caught.value)
 
 
 def large_png(path, width, height):

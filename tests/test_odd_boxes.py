@@ -4,8 +4,10 @@ import copy
 import json
 import logging
 import re
+import shutil
 
 import pytest
+from PIL import Image
 
 from detectron2_ddetr import check_coco_json, check_datasets
 from detectron2_ddetr.errors import InputError, MissingFileError
@@ -74,7 +76,9 @@ def test_boxes_of_another_format_are_warned_of(check, kind):
     """With the share of boxes that the rule is broken by."""
     change, words = SUSPECT[kind]
     content = base(per_image=10)
-    if kind in ("swapped", "larger image"):  # those that end up wholly outside are refused anyway
+    if kind in ("swapped", "larger image"):  # some end up wholly outside, which is refused
+        with pytest.raises(InputError, match=f"wholly outside .* stick out .*{words}"):
+            check(boxes(copy.deepcopy(content), change))
         limits = (WIDTH, HEIGHT)
         content["annotations"] = [
             a for a in content["annotations"]
@@ -90,8 +94,10 @@ def test_boxes_of_another_format_are_warned_of(check, kind):
         assert any(f"{outside} of {len(content['annotations'])} boxes" in line for line in lines)
 
 
-def test_swapped_sides_of_portraits(check):
-    assert check(portrait(base(per_image=10))) == []
+def test_swapped_sides_of_portraits(check, tmp_path):
+    for i in range(8):
+        Image.new("L", (HEIGHT, WIDTH)).save(tmp_path / f"{i}.png")
+    assert check(portrait(base(per_image=10)), root=tmp_path) == []
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
@@ -116,6 +122,26 @@ def test_area_beyond_the_box(check):
         annotation["area"] *= 9
     (line,) = check(content)
     assert "area exceeds width x height of the box in 4 of 24" in line
+
+
+def test_a_box_far_beyond_its_image(check):
+    """One alone, which no share of the others would show."""
+    for box, count in ([-1e5, -1e5, 2e5, 2e5], 1), ([0, 0, WIDTH, HEIGHT * 2.5], 1):
+        content = base()
+        content["annotations"][4].update(bbox=box, area=box[2] * box[3])
+        (line,) = check(content)
+        assert "1 of 24 boxes end more than an image beyond" in line and "annotation 5 of" in line
+    content["annotations"][4]["bbox"] = [0, 0, WIDTH * 1.9, HEIGHT * 1.9]
+    assert check(content) == []
+
+
+def test_areas_of_corners(check):
+    """Corners of small boxes in the upper left all lie inside when taken as sides."""
+    content = boxes(base(), lambda x, y, w, h: [x / 4, y / 4, w / 4 + 2, h / 4 + 2])
+    each(content, "area", lambda a, i: a["bbox"][2] * a["bbox"][3])
+    assert not any("area is that of" in line for line in check(content))
+    lines = check(boxes(content, lambda x, y, w, h: [x, y, x + w, y + h]))
+    assert any("area is that of corners [x0, y0, x1, y1] in 24 of 24" in line for line in lines)
 
 
 def test_areas_that_are_mended_are_counted_once(check):
@@ -150,7 +176,34 @@ def test_a_file_in_two_image_records(check, name):
     content = base()
     content["images"].append({**content["images"][0], "id": 77, "file_name": name})
     (line,) = check(content)
-    assert "1 files are named by more than one image record (image 0 (0.png), image 77" in line
+    assert "1 file named by more than one image record (image 0 (0.png), image 77" in line
+
+
+def test_a_name_that_cannot_be_written(check):
+    content = base()
+    content["categories"][1]["name"] = "b\ud800"
+    with pytest.raises(InputError, match="category 2: its name .* half of a character"):
+        check(content)
+
+
+def test_what_a_file_holds_is_summed_up(tmp_path, images):  # noqa: F811
+    path, images = tmp_path / "data.json", shutil.copytree(images, tmp_path / "images")
+
+    def summary(content, **options):
+        path.write_text(json.dumps(content))
+        return check_coco_json(str(path), str(images), **options).split("data.json: ")[1]
+
+    holds = "8 images, 24 usable boxes of 2 classes: red (12), green (12)"
+    assert summary(base()) == f"{holds}: no problem found"
+    content = base()
+    del content["annotations"][0]["area"]
+    assert summary(content) == f"{holds}: can be used, but see the 1 warning above"
+    for content in ({**base(), "annotations": []}, {"images": base()["images"]}):
+        line = summary(content, needs_annotations=False)
+        assert line.startswith("8 images, 0 usable boxes, so that it can be predicted on")
+    (images / "3.png").write_text("no image")
+    with pytest.raises(InputError, match="1 of 8 images cannot be used"):
+        summary(base())
 
 
 def test_two_categories_of_one_name(check):
@@ -272,19 +325,28 @@ def test_other_encodings_are_named(check, encoding):
         check(json.dumps(content, ensure_ascii=False).encode(encoding))
 
 
+def test_numbers_too_long_for_python(check):
+    text = json.dumps(base()).replace('"bbox": [', f'"bbox": [{"7" * 5000}, ', 1)
+    with pytest.raises(InputError, match="data.json: has a number of more than 4300 digits"):
+        check(text.encode())
+
+
 @pytest.mark.parametrize("content", [b"", b"   ", b"null", b"3", b"\xff\xfe", b"\0\0\0\0", b"[1,"])
 def test_files_of_nothing(check, content):
-    with pytest.raises(InputError, match="data.json: "):
+    with pytest.raises(InputError, match="data.json: ") as error:
         check(content)
+    assert ("the file is empty" in str(error.value)) == (content.strip() == b"")
 
 
 NAMES = {
     "backslash": ("sub\\{}", "has backslashes, as on Windows; with '/'"),
-    "Windows path": ("C:\\data\\{}", "without them it is found"),
+    "Windows path": ("C:\\data\\{}", "backslashes, as on Windows, and folders that are not there"),
     "codes": ("sub/a%20{}", "has codes such as %20"),
     "other folder": ("elsewhere/{}", "has folders that are not there; without them"),
     "address": ("https://host/bucket/x{}", "is an address .URL.; download"),
     "backslash, not there": ("a\\b\\x{}", "has backslashes, as on Windows; use '/'"),
+    "capitals": ("sub/A {}", "but there is a 0.png, with other capitals; write it so"),
+    "ending": ("{0[0]}.jpg", "but there is 0.png, with another ending; write the names of"),
     "not there": ("x{}", "no such file in .*; correct the image root"),
 }
 
@@ -303,7 +365,7 @@ def test_file_names_are_diagnosed(check, kind, tmp_path):
         ):
             (tmp_path / name).touch()
         record["file_name"] = pattern.format(record["file_name"])
-    with pytest.raises(InputError, match="8 problem.s. found") as error:
+    with pytest.raises(InputError, match="8 problems found") as error:
         check(content, root=tmp_path)
     first, line = str(error.value).split("\n")
     assert re.search(message, line), line

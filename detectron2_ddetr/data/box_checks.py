@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .coco_annotations import Annotations
-from .findings import Findings, listed
+from .findings import Findings, counted, listed
 
 #: Fewer boxes than this tell nothing about the whole file.
 MIN_BOXES = 5
@@ -33,16 +33,17 @@ def check_boxes(
     negative = sound & ((w < 0) | (h < 0))
     empty = sound & ~negative & ((w == 0) | (h == 0))
     outside = sound & ~negative & ~empty & (width > 0)
+    rows = np.flatnonzero(outside & ~found.crowd & (width > 1) & (height > 1))
+    suspicion = _suspicion(found.boxes[rows], np.stack((width[rows], height[rows]), axis=1))
     outside &= (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
-    for kind, broken, rule in (
-        ("negative", negative, "has a negative width or height; the format is [x, y, w, h]"),
-        ("outside", outside, "lies wholly outside its image; correct it or the image's size"),
-    ):
-        for i in np.flatnonzero(broken):
-            box = [float(f"{v:.6g}") for v in found.boxes[i]]
-            box = [int(v) if v.is_integer() else v for v in box]
-            size = f"(width x height = {width[i]:g} x {height[i]:g})" if width[i] else ""
-            findings.problem(kind, name_of(i), f"bbox {box} {rule} {size}".rstrip())
+    for i in np.flatnonzero(negative):
+        text = "has a negative width or height; the format is [x, y, w, h]"
+        findings.problem("negative", name_of(i), f"bbox {_in_words(found.boxes[i])} {text}")
+    for i in np.flatnonzero(outside):
+        size = f"(width x height = {width[i]:g} x {height[i]:g})"
+        text = f"lies wholly outside its image {size}; correct it or the image's size"
+        text += suspicion and f". {suspicion}"
+        findings.problem("outside", name_of(i), f"bbox {_in_words(found.boxes[i])} {text}")
     found.sound = sound & ~negative & ~outside
     # In single precision and clipped, as the mapper drops what has no area.
     limit_x, limit_y = (np.where(side > 0, side, np.inf) for side in (width, height))
@@ -55,11 +56,19 @@ def check_boxes(
     if len(ignored):
         ids = [found.ids[i] for i in ignored]
         findings.note(
-            f"{len(ignored)} boxes without width or height are ignored; annotation ids "
-            f"{listed(ids, 10)}"
+            f"{counted(len(ignored), 'box', 'boxes')} without width or height: training leaves "
+            f"them out, evaluation counts them as missed; annotation ids {listed(ids, 10)}"
         )
     _check_duplicates(found, name_of, findings)
-    _check_all_together(found, sizes, findings)
+    if suspicion:
+        findings.note(suspicion)
+    _check_all_together(found, sizes, name_of, findings)
+
+
+def _in_words(box: np.ndarray) -> list[float]:
+    """As the file has it, but for what of it would be too long."""
+    numbers = [float(f"{v:.6g}") for v in box]
+    return [int(v) if v.is_integer() else v for v in numbers]
 
 
 def _sizes_of(found: Annotations, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +99,9 @@ def _check_duplicates(
         )
 
 
-def _check_all_together(found: Annotations, sizes: np.ndarray, findings: Findings) -> None:
+def _check_all_together(
+    found: Annotations, sizes: np.ndarray, name_of: Callable[[int], str], findings: Findings
+) -> None:
     """Notes, or refuses, boxes that cannot be [x, y, width, height] in px of their images."""
     width, height = _sizes_of(found, sizes)
     rows = np.flatnonzero(found.with_area & ~found.crowd & (width > 1) & (height > 1))
@@ -113,29 +124,51 @@ def _check_all_together(found: Annotations, sizes: np.ndarray, findings: Finding
             f"{small.sum()} of {len(rows)} boxes lie within the first pixel of their image: "
             "are they fractions of its size?"
         )
-    _note_outside(boxes, width, height, findings)
+    far = np.flatnonzero((x < -width) | (y < -height) | (x + w > 2 * width) | (y + h > 2 * height))
+    if len(far):
+        findings.note(
+            f"{len(far)} of {len(rows)} boxes end more than an image beyond "
+            f"their own (first: {name_of(rows[far[0]])}: {_in_words(boxes[far[0]])}); training "
+            "cuts them at its edges, evaluation does not"
+        )
     reach = max(((x + w) / width).max(), ((y + h) / height).max())
     if len(rows) >= 4 * MIN_BOXES and reach < 0.6:
         findings.note(
             f"no box reaches beyond {reach:.0%} of the width or height of its image: are "
             "they in px of a smaller image, or in percent?"
         )
-    said = found.said_area[rows]
+    _check_areas(boxes, found.said_area[rows], findings)
+
+
+def _check_areas(boxes: np.ndarray, said: np.ndarray, findings: Findings) -> None:
+    """Notes areas, (A,) px^2 or NaN, that the boxes, (A, 4), can not have."""
+    x, y, w, h = boxes.T
     # Half a pixel more on each side is how some tools count.
     larger = said > 1.01 * (w + 1) * (h + 1)
     if larger.any():
         findings.note(
-            f"area exceeds width x height of the box in {larger.sum()} of {len(rows)} "
+            f"area exceeds width x height of the box in {larger.sum()} of {len(boxes)} "
             "annotations: is one of the two of another image size, or in another format?"
+        )
+    corners = (w > x) & (h > y)
+    corners &= np.isclose(said, (w - x) * (h - y), rtol=0.01) & ~np.isclose(said, w * h, rtol=0.01)
+    if len(boxes) >= MIN_BOXES and corners.mean() > 0.5:
+        findings.note(
+            f"area is that of corners [x0, y0, x1, y1] in {corners.sum()} of {len(boxes)} "
+            "annotations, not width x height of the box: write x1 - x0 and y1 - y0 in place of x1 "
+            "and y1"
         )
 
 
-def _note_outside(
-    boxes: np.ndarray, width: np.ndarray, height: np.ndarray, findings: Findings
-) -> None:
-    """Notes a share of boxes that stick out, and what would explain it."""
-    margin = np.maximum(1.0, 0.01 * np.stack((width, height), axis=1))
-    sides = np.stack((width, height), axis=1)
+def _suspicion(boxes: np.ndarray, sides: np.ndarray) -> str:
+    """
+    That more boxes than by accident stick out of their images, and what would explain it; or "".
+
+    Args:
+        boxes: (A, 4) taken as x, y, width, height.
+        sides: (A, 2) width and height of their images.
+    """
+    margin = np.maximum(1.0, 0.01 * sides)
 
     def sticks_out(start: np.ndarray, end: np.ndarray) -> np.ndarray:
         return ((start < -margin) | (end > sides + margin)).any(axis=1)
@@ -143,7 +176,7 @@ def _note_outside(
     start, size = boxes[:, :2], boxes[:, 2:]
     count = sticks_out(start, start + size).sum()
     if count < MIN_BOXES or count <= MAX_OUTSIDE * len(boxes):
-        return
+        return ""
     guesses = []
     if (size > start).all(axis=1).mean() > 0.99 and not sticks_out(start, size).any():
         guesses.append("as corners [x0, y0, x1, y1] all would be inside")
@@ -154,7 +187,7 @@ def _note_outside(
     if not sticks_out(start, start + size[:, ::-1]).any():
         guesses.append("with width and height swapped all would be inside")
     why = " and ".join(guesses) or "are they of another image size?"
-    findings.note(
+    return (
         f"{count} of {len(boxes)} boxes ({count / len(boxes):.0%}) stick out of their images, "
         f"taken as [x, y, width, height] in px; {why}"
     )

@@ -9,10 +9,13 @@ from difflib import get_close_matches
 from ..errors import InputError
 from ..toolbox import CfgNode, DatasetCatalog, MetadataCatalog
 from .coco_dataset import CocoDataset, coco_dataset
-from .findings import listed
+from .findings import counted, listed
 from .own_datasets import check_own_dataset
 
 logger = logging.getLogger(__name__)
+
+#: How messages name the classes that a model was trained on.
+CHECKPOINT = "the checkpoint"
 
 
 @dataclass
@@ -50,7 +53,7 @@ def class_names(
     """
     train = [s for name in cfg.DATASETS.TRAIN if (s := _source(name, tolerant=eval_only))]
     test = [s for name in cfg.DATASETS.TEST if (s := _source(name))]
-    reference = _Source("the checkpoint", list(order)) if order is not None else None
+    reference = _Source(CHECKPOINT, list(order)) if order is not None else None
     if reference is None and eval_only:
         reference = _reference_for_evaluation(cfg, train, test)
     if reference is None:
@@ -126,7 +129,7 @@ def _check_against(source: _Source, reference: _Source) -> None:
     lacking = _lacking(source, reference)
     if lacking:
         has = f"{reference} has {listed(reference.classes, 10)}"
-        boxes = listed([f"{name!r} ({count} boxes)" for name, count in lacking.items()])
+        boxes = listed([f"{n!r} ({counted(c, 'box', 'boxes')})" for n, c in lacking.items()])
         folded = {name.strip().casefold(): name for name in reference.classes}
         near = [
             f"{folded[close[0]]!r} for {name!r}"
@@ -135,10 +138,14 @@ def _check_against(source: _Source, reference: _Source) -> None:
         ]
         meant = f" (perhaps {listed(near)} is meant)" if near else ""
         count = len(reference.classes) + len(lacking)
+        other = (
+            f"add them to the categories of the latter and set MODEL.DETR.NUM_CLASSES {count}"
+            if reference.name != CHECKPOINT
+            else "take a checkpoint that was trained on them"
+        )
         raise InputError(
             f"{source} has classes that {reference} lacks: {boxes}; {has}{meant}. Classes are "
-            f"matched by name: rename or remove these in the former, or add them to the "
-            f"categories of the latter and set MODEL.DETR.NUM_CLASSES {count}"
+            f"matched by name: rename or remove these in the former, or {other}"
         )
     unknown = [name for name in source.classes if name not in set(reference.classes)]
     if unknown and source.dataset is not None:
@@ -190,6 +197,6 @@ def check_datasets(
         named = [n for n, _ in uses if _classes_of(n) == classes] or [cfg.DATASETS.TRAIN[0]]
         raise InputError(
             f"MODEL.DETR.NUM_CLASSES is {num_classes} but data set {named[0]!r} has "
-            f"{len(classes)} classes ({listed(classes)}); set MODEL.DETR.NUM_CLASSES "
-            f"{len(classes)}"
+            f"{counted(len(classes), 'class', 'classes')} ({listed(classes)}); set "
+            f"MODEL.DETR.NUM_CLASSES {len(classes)}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .coco_records import MAX_SIZE, find_places
-from .findings import Findings, listed, shown
+from .findings import Findings, counted, listed, shown
 
 #: From here on a float does not tell ids apart, and pycocotools keeps them as floats.
 MAX_ID = 2**53
@@ -59,8 +59,8 @@ def read_annotations(
     ):
         if texts:
             findings.note(
-                f"{key} of {texts} annotations is a number where the id is a text, or the other "
-                "way round; they are taken for the same"
+                f"{key} of {counted(texts, 'annotation')} is a number where the id is a text, or "
+                "the other way round; they are taken for the same"
             )
         where, remedy = (
             ("'images'", "add the image or remove this")
@@ -148,7 +148,8 @@ def _read_crowds(
         )
     missing = raw.count(None)
     if missing:
-        findings.note(f"iscrowd is missing in {missing} annotations; it is taken for 0", "test")
+        said = counted(missing, "annotation")
+        findings.note(f"iscrowd is missing in {said}; it is taken for 0", "test")
     return np.array([ok and v == 1 for v, ok in zip(raw, sound)], dtype=bool), not missing, sound
 
 
@@ -166,12 +167,12 @@ def _read_areas(
     instead = "evaluation takes width x height of the box"
     missing = sum(value is None for value in raw)
     if missing:
-        findings.note(f"area is missing in {missing} annotations; {instead}", "test")
+        findings.note(f"area is missing in {counted(missing, 'annotation')}; {instead}", "test")
     odd = [i for i in np.flatnonzero(unusable) if raw[i] is not None]
     if odd:
         findings.note(
-            f"area is no number >= 0 in {len(odd)} annotations (first: {name_of(odd[0])}: "
-            f"{shown(raw[odd[0]])}); {instead}",
+            f"area is no number >= 0 in {counted(len(odd), 'annotation')} (first: "
+            f"{name_of(odd[0])}: {shown(raw[odd[0]])}); {instead}",
             "test",
         )
     usable = sound & ~unusable
@@ -203,11 +204,13 @@ def _ids_are_plain(ids: list[Any], findings: Findings) -> bool:
     wrong = [v for v in ids if type(v) is not int or not 0 < v < MAX_ID]
     unique = len(set(ids)) if not wrong else 0
     if wrong:
-        found = f"{len(wrong)} annotation ids are not integers from 1 on"
-        found += f" ({listed([shown(v) for v in wrong], 3)})"
+        rule = f"integers from 1 on, {len(wrong)} of {len(ids)} are not"
+        rule += f" ({listed([shown(v) for v in wrong], 3)})"
     elif unique < len(ids):
-        found = f"{len(ids) - unique} annotation ids occur more than once"
+        rule = f"unique, {len(ids) - unique} of {len(ids)} occur before"
     else:
         return True
-    findings.note(f"{found}; evaluation numbers the annotations anew", "test")
+    findings.note(
+        f"annotation ids should be {rule}; evaluation numbers the annotations anew", "test"
+    )
     return False

@@ -70,14 +70,13 @@ class CocoDataset:
         names = data.class_names if order is None else self._order
         if names is None:  # images alone, and nothing is known of the classes
             return
-        as_it_is = data.plain or data.annotations is None
         if data.class_names is not None or ids is None:
             ids = _ids_of(names, data)
         _set(
             self.name,
             thing_classes=list(names),
             thing_dataset_id_to_contiguous_id={i: number for number, i in enumerate(ids)},
-            json_file=self.json_file if as_it_is else self._write_copy(),
+            json_file=self.json_file if data.plain else self._write_copy(),
         )
 
     def _class_map(self) -> list[int] | None:
@@ -91,22 +90,24 @@ class CocoDataset:
     def _write_copy(self) -> str:
         """Writes what pycocotools is to read; returns the path, which lasts as the process."""
         data, found = self.data(), self.data().annotations
-        images = [
+        content: dict[str, list[dict[str, Any]]] = {}
+        content["images"] = [
             {"id": identity, "file_name": file, "width": int(w), "height": int(h)}
             for identity, file, (w, h) in zip(data.image_ids, data.file_names, data.sizes)
         ]
-        columns = (found.image, found.category, found.boxes, found.area, found.crowd)
-        annotations = [
-            {"id": number, "image_id": data.image_ids[image], "bbox": box, "area": area}
-            | {"category_id": data.category_ids[category], "iscrowd": int(crowd)}
-            for number, (image, category, box, area, crowd) in enumerate(
-                zip(*(column.tolist() for column in columns)), start=1
-            )
-        ]
-        content = {"images": images, "annotations": annotations}
-        content["categories"] = [
-            {"id": i, "name": name} for i, name in zip(data.category_ids, data.class_names)
-        ]
+        if found is not None:
+            columns = (found.image, found.category, found.boxes, found.area, found.crowd)
+            content["annotations"] = [
+                {"id": number, "image_id": data.image_ids[image], "bbox": box, "area": area}
+                | {"category_id": data.category_ids[category], "iscrowd": int(crowd)}
+                for number, (image, category, box, area, crowd) in enumerate(
+                    zip(*(column.tolist() for column in columns)), start=1
+                )
+            ]
+        if data.class_names is not None:
+            content["categories"] = [
+                {"id": i, "name": name} for i, name in zip(data.category_ids, data.class_names)
+            ]
         if not _copies:
             _copies.append(tempfile.TemporaryDirectory(prefix="ddetr_annotations_"))
         path = os.path.join(_copies[0].name, f"{self.name.replace(os.sep, '_')}.json")

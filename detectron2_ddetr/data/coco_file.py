@@ -3,11 +3,12 @@
 import gc
 import json
 import os
+import sys
 from collections import Counter
 from typing import Any
 
 from ..errors import InputError, MissingFileError
-from .findings import shown
+from .findings import counted, shown
 
 LISTS = ("images", "annotations", "categories")
 
@@ -18,12 +19,12 @@ def parse_coco_file(json_file: str, *, needs_labels: bool = True) -> tuple[dict[
 
     Args:
         json_file: in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-        needs_labels: False if "annotations" and "categories" may be missing, as in a file of
-            images to predict on.
+        needs_labels: False if "annotations" and "categories" may be missing or empty, as in a
+            file of images to predict on.
 
     Returns:
-        (content, plain): the content, with None for a list that is missing, and whether the file
-        is plain UTF-8, as other readers take it to be.
+        (content, plain): the content, with None for a list that may be missing and is, and whether
+        the file is plain UTF-8, as other readers take it to be.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -35,17 +36,18 @@ def parse_coco_file(json_file: str, *, needs_labels: bool = True) -> tuple[dict[
             f"{json_file}: COCO json must be an object with images, annotations and categories, "
             f"got a {type(content).__name__}; detection results are not annotations"
         )
-    records = {}
+    unlabelled = not needs_labels and content.get("annotations", []) == []
+    records: dict[str, Any] = {}
     for key in LISTS:
-        may_miss = not needs_labels and key != "images" and "annotations" not in content
-        if key not in content and not may_miss:
+        if unlabelled and key != "images" and content.get(key, []) == []:
+            records[key] = None
+            continue
+        if key not in content:
             raise InputError(
                 f"{json_file}: key '{key}' is missing (there are: {sorted(content)[:8]}); export "
                 "the data set in COCO's object detection format"
             )
-        records[key] = content.get(key)
-        if key not in content:
-            continue
+        records[key] = content[key]
         if not isinstance(records[key], list) or any(type(r) is not dict for r in records[key]):
             raise InputError(f"{json_file}: '{key}' must be a list of objects; export it again")
         if not records[key] and key != "annotations":
@@ -63,6 +65,8 @@ def _parse(json_file: str) -> tuple[Any, bool]:
             data = file.read()
     except OSError as error:
         raise InputError(f"{json_file}: cannot be read ({error.strerror})") from error
+    if not data.strip():
+        raise InputError(f"{json_file}: the file is empty; export or copy it again")
     # Editors and exports of Windows write UTF-16, or UTF-8 with a byte order mark.
     encoding = json.detect_encoding(data[:4])
     twice: Counter[str] = Counter()
@@ -89,18 +93,24 @@ def _parse(json_file: str) -> tuple[Any, bool]:
         raise InputError(
             f"{json_file}: brackets are nested too deeply for a COCO json; export it again"
         ) from error
-    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
+    except json.JSONDecodeError as error:
         raise InputError(
             f"{json_file}: not valid json ({error}); it may be cut off: export or copy it again"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{json_file}: has a number of more than {sys.get_int_max_str_digits()} digits, which "
+            "no field of a COCO json needs; correct or remove it"
         ) from error
     finally:
         if collecting:
             gc.enable()
     if twice:
         (key, count), kinds = twice.most_common(1)[0], len(twice)
-        others = f", and {kinds - 1} other keys" if kinds > 1 else ""
+        others = f", and {counted(kinds - 1, 'other key')}" if kinds > 1 else ""
         raise InputError(
-            f"{json_file}: the key {shown(key)} occurs twice in one object, in {count} objects"
-            f"{others}; only one of its values could be used: join them, or remove one"
+            f"{json_file}: the key {shown(key)} occurs twice in one object, in "
+            f"{counted(count, 'object')}{others}; only one of its values could be used: join "
+            "them, or remove one"
         )
     return content, encoding == "utf-8"

@@ -21,7 +21,8 @@ from .coco_records import (
     read_sizes,
 )
 from .file_names import check_image_files
-from .findings import Findings, listed, shown
+from .findings import Findings, counted, listed, shown
+from .image_files import check_images
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class CocoData:
 
     def dataset_dicts(self, image_root: str, class_map: list[int] | None) -> list[dict[str, Any]]:
         """
-        detectron2's standard dicts, in the order of the image ids.
+        detectron2's standard dicts, in the order of the image ids; without "annotations" if the
+        file has none.
 
         Args:
             class_map: the number that each class of the file gets; None to keep it.
@@ -95,7 +97,9 @@ class CocoData:
         dicts = []
         for i in order_of_ids(self.image_ids):
             record = {"file_name": os.path.join(image_root, self.file_names[i])}
-            record |= {"image_id": self.image_ids[i], "annotations": annotations[i]}
+            record["image_id"] = self.image_ids[i]
+            if found is not None:
+                record["annotations"] = annotations[i]
             if self.sizes[i].all():
                 record |= {"width": int(self.sizes[i, 0]), "height": int(self.sizes[i, 1])}
             dicts.append(record)
@@ -193,18 +197,38 @@ def _note_unused_categories(data: CocoData, findings: Findings) -> None:
         )
 
 
-def check_coco_json(json_file: str, image_root: str, *, needs_annotations: bool = True) -> None:
+def check_coco_json(json_file: str, image_root: str, *, needs_annotations: bool = True) -> str:
     """
-    Checks an annotation file and that its images exist, and logs what looks wrong.
+    Checks an annotation file and its images, of which the headers are read, and logs what looks
+    wrong.
 
     Args:
         json_file, image_root: see :func:`read_coco_json`.
         needs_annotations: whether at least one annotation must be usable, as training wants.
 
+    Returns:
+        One line: what the file holds, and whether anything was logged.
+
     Raises:
-        MissingFileError, InputError: see :func:`read_coco_json`.
+        MissingFileError, InputError: see :func:`read_coco_json` and :func:`check_images`.
     """
     data = read_coco_json(json_file, image_root, needs_labels=needs_annotations)
+    warnings = len(data.notes)
     data.say("all")
     if needs_annotations:
         data.check_usable()
+    check_images(data.dataset_dicts(image_root, None), json_file)
+    return f"{json_file}: {_summary(data)}: " + (
+        f"can be used, but see the {counted(warnings, 'warning')} above"
+        if warnings
+        else "no problem found"
+    )
+
+
+def _summary(data: CocoData) -> str:
+    images, boxes = len(data.image_ids), data.num_usable
+    found = f"{counted(images, 'image')}, {counted(boxes, 'usable box', 'usable boxes')}"
+    if not boxes:
+        return f"{found}, so that it can be predicted on, not trained on"
+    classes = [f"{n} ({c})" for n, c in zip(data.class_names or (), data.class_counts())]
+    return f"{found} of {counted(len(classes), 'class', 'classes')}: {listed(classes, 10)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Findings, listed, shown
+from .findings import Findings, counted, listed, shown
 
 #: No image and no box is larger, px.
 MAX_SIZE = 1_000_000
@@ -120,9 +120,9 @@ def read_file_names(
     if twice:
         same = [n for n, f in zip(names, files) if f and os.path.normpath(f) == twice[0]]
         findings.note(
-            f"{len(twice)} files are named by more than one image record ({listed(same, 3)}), as "
-            "in exports that were joined; each record counts as an image of its own: give all "
-            "boxes of a file to one record"
+            f"{counted(len(twice), 'file')} named by more than one image record "
+            f"({listed(same, 3)}), as in exports that were joined; each record counts as an image "
+            "of its own: give all boxes of a file to one record"
         )
     return files
 
@@ -138,6 +138,10 @@ def read_category_names(
         if not isinstance(name, str) or not name.strip():
             who = f"category {shown(record.get('id'))}"
             findings.problem("category name", who, "it has no name; add one (a string)")
+        elif any("\ud800" <= character <= "\udfff" for character in name):
+            who = f"category {shown(identity)}"
+            text = f"its name {shown(name)} has half of a character, which cannot be written"
+            findings.problem("category name cut", who, f"{text}; correct it")
         elif name in first:
             findings.problem(
                 "category name twice",

@@ -22,6 +22,11 @@ def listed(items: Sequence[object], limit: int = 5) -> str:
     return ", ".join(map(str, items[:limit])) + (", ..." if len(items) > limit else "")
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """ "1 box" or "2 boxes": `plural` where it is not `noun` with an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 class Findings:
     """Problems of one file by kind, and notes by whom they concern."""
 
@@ -72,7 +77,7 @@ class Findings:
             lines.append(f"  ... and {rest} more kinds")
         count = sum(1 + len(others) for _, others in self._problems.values())
         raise InputError(
-            _printable("\n".join([f"{self.json_file}: {count} problem(s) found", *lines]))
+            _printable("\n".join([f"{self.json_file}: {counted(count, 'problem')} found", *lines]))
         )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -97,14 +97,30 @@ def read_image(
     return array[..., ::-1] if image_format == "BGR" else array
 
 
-def size_fault(said: tuple[Any, Any], found: tuple[int, int]) -> tuple[str, str] | None:
-    """What is wrong if a json says one (width, height) and the file has another; the remedy."""
+def size_fault(
+    said: tuple[Any, Any], found: tuple[int, int], orientation: int | None = None
+) -> tuple[str, str] | None:
+    """
+    What is wrong if a json says one (width, height) and the file has another; the remedy.
+
+    Args:
+        found: of the file, upright.
+        orientation: that of its EXIF data, which made it upright; None where it was not kept.
+    """
     if said == found:
         return None
-    return (
+    reason = (
         f"the json says width x height = {said[0]} x {said[1]} but the file has "
-        f"{found[0]} x {found[1]} (EXIF orientation applied)",
-        "correct the json or the file, else the boxes are wrong",
+        f"{found[0]} x {found[1]}"
+    )
+    if orientation in (1, None):
+        reason += "" if orientation else " (EXIF orientation applied)"
+        return reason, "correct the json or the file, else the boxes are wrong"
+    return (
+        f"{reason}, turned upright as its EXIF orientation {orientation} says",
+        "if the boxes belong to the image as it is stored, take the orientation out of the file "
+        "(exiftool -Orientation= FILE); if they belong to the upright image, correct width and "
+        "height in the json",
     )
 
 
@@ -174,9 +190,10 @@ def _header_fault(dataset_dict: dict[str, Any]) -> tuple[str, str] | None:
         # The base class's method: that of PNG decodes all pixels, in case EXIF follows them.
         size = _upright_size(image, _orientation(image, Image.Image.getexif))
         said = (dataset_dict.get("width", size[0]), dataset_dict.get("height", size[1]))
-        if said != size:
-            size = _upright_size(image, _orientation(image))
-        return size_fault(said, size)
+        if said == size:
+            return None
+        orientation = _orientation(image)
+        return size_fault(said, _upright_size(image, orientation), orientation)
 
 
 @contextmanager
@@ -203,7 +220,14 @@ def _opened(file_name: str) -> Iterator[Image.Image]:
         if os.path.isfile(file_name) and os.path.getsize(file_name) == 0:
             raise _Unreadable("the file cannot be decoded (it is empty)", again) from error
         text = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            text = f"it begins with {_beginning(file_name)!r}, as no image that Pillow knows"
         raise _Unreadable(f"the file cannot be decoded ({text})", again) from error
+
+
+def _beginning(file_name: str) -> bytes:
+    with open(file_name, "rb") as file:
+        return file.read(24)
 
 
 def _mode_fault(mode: str) -> tuple[str, str]:
