@@ -158,7 +158,8 @@ class SetDetector(nn.Module):
         Raises:
             InputError: see :func:`check_images`.
         """
-        check_images(batched_inputs, len(self.pixel_mean))
+        if not torch.jit.is_tracing():  # which would take the sizes for constants
+            check_images(batched_inputs, len(self.pixel_mean))
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
