@@ -187,6 +187,18 @@ def test_other_contents_are_refused(tmp_path, content, words):
     check_refused(build(), tmp_path / "other.pth", *words)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_none_are_refused(tmp_path, saved, value):
+    """Of the model alone, and of weights of any type; before any of them is loaded."""
+    checkpoint = torch.load(saved["multi_scale"], weights_only=True)
+    state = checkpoint["model"]
+    name = "head.transformer.level_embed"
+    state[name] = state[name].half()
+    state[name][1, 2] = value
+    torch.save(checkpoint, tmp_path / "broken.pth")
+    check_refused(build(), tmp_path / "broken.pth", f"1 of {len(state)} tensors, the first {name}")
+
+
 def test_values_that_are_no_tensors_are_refused(tmp_path):
     state = {key: 0 for key in build().state_dict()}
     torch.save({"model": state}, tmp_path / "numbers.pth")
@@ -249,7 +261,7 @@ def test_other_sizes_are_refused(saved, key, value, theirs):
         ([NODE + "HIDDEN_DIM", 64], "another shape"),
         ([NODE + "DIM_FEEDFORWARD", 48], "linear1"),
         ([NODE + "DEC_N_POINTS", 3], "attention_weights"),
-        (["MODEL.RESNETS.DEPTH", 101], "missing"),
+        (["MODEL.RESNETS.DEPTH", 101], "it has a ResNet-50, the config MODEL.RESNETS.DEPTH 101"),
         (["MODEL.RESNETS.WIDTH_PER_GROUP", 16], "backbone."),
     ],
 )

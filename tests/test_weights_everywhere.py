@@ -106,6 +106,7 @@ def backbone_file(family, resnet, folder):
     detector = {f"backbone.bottom_up.{k}": v for k, v in detectron2_names(resnet).items()}
     detector |= {"backbone.fpn_lateral3.weight": state["fc.weight"].numpy()}
     detector |= {"proposal_generator.rpn_head.conv.weight": state["fc.weight"].numpy()}
+    body = {f"backbone.body.{k}": v for k, v in state.items() if not k.startswith("fc.")}
     pickles["detectron2_detector"] = lambda: {"model": detector, "__author__": "Detectron2"}
     if family in pickles:
         path = folder / f"{family}.pkl"
@@ -119,6 +120,11 @@ def backbone_file(family, resnet, folder):
         "net": {"net": {f"module.encoder.{k}": v for k, v in state.items()}},
         "other_name": {"weights_of_mine": state, "epoch": 3, "args": {"lr": 0.1}},
         "lightning": {"state_dict": {f"model.{k}": v for k, v in state.items()}, "callbacks": {}},
+        "torchvision_detector": {
+            **body,
+            "backbone.fpn.inner_blocks.0.0.weight": state["fc.weight"],
+            "roi_heads.box_head.fc6.weight": state["fc.weight"],
+        },
         "bare": {k: torch.from_numpy(v) for k, v in detectron2_names(resnet).items()},
     }
     torch.save(contents[family], folder / f"{family}.pth")
@@ -126,7 +132,7 @@ def backbone_file(family, resnet, folder):
 
 
 FAMILIES = ["torchvision", "state_dict", "model_state_dict", "module", "net", "other_name"]
-FAMILIES += ["lightning", "bare", "detectron2", "detectron2_detector"]
+FAMILIES += ["lightning", "bare", "detectron2", "detectron2_detector", "torchvision_detector"]
 FAMILIES += ["caffe2", "caffe2_folded", "caffe2_blobs"]
 
 
@@ -233,7 +239,7 @@ def test_converted_weights_must_fit_completely(resnet):
     with pytest.raises(InputError, match="torchvision.*missing.*res4.1.conv2.weight"):
         build().load_state_dict(state, strict=False)
     deeper = ResNet(Bottleneck, [3, 4, 23, 3], width_per_group=8).state_dict()
-    with pytest.raises(InputError, match="torchvision.*not in the model.*res4.10"):
+    with pytest.raises(InputError, match="torchvision.*has a ResNet-101, the config .*DEPTH 50"):
         build().load_state_dict(deeper, strict=False)
     with pytest.raises(InputError, match="another shape"):
         build("MODEL.RESNETS.WIDTH_PER_GROUP", 16).load_state_dict(resnet.state_dict(), False)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import warnings
 import zipfile
 from typing import Any
 
@@ -48,7 +49,9 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         start = f.read(64)
     try:
         if start.startswith((_ZIP, _OLD_TORCH)):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*looks like a TorchScript archive")
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         else:
             checkpoint = load_pickle(path)
     except (OSError, MemoryError):
@@ -83,9 +86,10 @@ def _why_not_loaded(path: str, start: bytes, error: Exception) -> str:
             )
         if not any(name.endswith("data.pkl") for name in names):
             return f"no checkpoint, but an archive of {len(names)} files: unpack it first"
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         "not a readable checkpoint, it is damaged or incomplete, or not a file of torch.save "
-        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+        f"({why if start else 'it is empty'}). "
         "Copy or download it again, or go back to an earlier checkpoint"
     )
 

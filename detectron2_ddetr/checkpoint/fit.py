@@ -1,10 +1,14 @@
 """Whether weights fit a model, and if not, which config key says why."""
 
+import re
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+
+_RES4 = re.compile(r"\bres4\.(\d+)\.conv(\d)\.")
 
 
 def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
@@ -55,6 +59,7 @@ def check_state_dict(
         if checkpoint[key].shape != model[key].shape
     ]
     if not (missing or unexpected or shapes or checks):
+        _check_finite({key: checkpoint[key] for key in wanted}, filename)
         return
     lines = checks or [
         f"{len(found)} {what}, the first: {found[0]}"
@@ -68,11 +73,24 @@ def check_state_dict(
     raise InputError(f"{filename} does not fit this config: " + "; ".join(lines))
 
 
+def _check_finite(state_dict: dict[str, Tensor], filename: str) -> None:
+    broken = [k for k, v in state_dict.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise InputError(
+            f"{filename}: {len(broken)} of {len(state_dict)} tensors, the first {min(broken)}, "
+            "hold numbers that are NaN or infinite, of which a model makes more of them: take an "
+            "earlier checkpoint"
+        )
+
+
 def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
     """Differences that a config key explains, in words."""
-    if not any(key.startswith("head.") for key in checkpoint):
-        return []
+    depths = [_resnet_depth(state_dict) for state_dict in (checkpoint, model)]
     lines = []
+    if depths[0] != depths[1] and None not in depths:
+        lines.append(f"it has a ResNet-{depths[0]}, the config MODEL.RESNETS.DEPTH {depths[1]}")
+    if not any(key.startswith("head.") for key in checkpoint):
+        return lines
     for what, key, of in (
         ("TWO_STAGE", "head.transformer.enc_output.weight", _contains),
         ("NUM_FEATURE_LEVELS", "head.transformer.level_embed", _length),
@@ -97,3 +115,10 @@ def _length(state_dict: dict[str, Tensor], key: str) -> int | None:
 
 def _num_layers(keys: Iterable[str], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
+
+
+def _resnet_depth(keys: Iterable[str]) -> int | None:
+    """By the stage that tells them apart; None for what is no ResNet of detectron2's."""
+    found = [m for m in map(_RES4.search, keys) if m]
+    deep = any(m[2] == "3" for m in found)
+    return {2: 18, 6: 50 if deep else 34, 23: 101, 36: 152}.get(len({m[1] for m in found}))

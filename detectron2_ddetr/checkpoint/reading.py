@@ -51,7 +51,7 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
 
     * a detector of this package, or of the official code;
     * a ResNet of torchvision, detectron2 or Caffe2;
-    * the model's own backbone, or that of another detector of detectron2.
+    * the model's own backbone, or that of another detector of detectron2 or torchvision.
 
     All names may begin with the same words, such as "module.".
 
@@ -180,6 +180,12 @@ def _convert_official(state_dict: StateDict, expected: StateDict) -> StateDict:
     return convert_official_state_dict(state_dict, class_ids=class_ids)
 
 
+def _convert_torchvision_detector(state_dict: StateDict, expected: StateDict) -> StateDict:
+    root = "backbone.body."
+    body = {k.removeprefix(root): v for k, v in state_dict.items() if k.startswith(root)}
+    return convert_torchvision_state_dict(body)
+
+
 def _convert_other_detector(state_dict: StateDict, expected: StateDict) -> StateDict:
     return {
         k: v
@@ -194,6 +200,11 @@ _FAMILIES = (
         lambda found, _: "transformer.level_embed" in found,
         _convert_official,
         has_refining_heads,
+    ),
+    _Family(
+        "a detector of torchvision, of which the backbone is taken",
+        lambda found, _: "backbone.body.layer1.0.conv1.weight" in found,
+        _convert_torchvision_detector,
     ),
     _Family(
         "another detector of detectron2, of which the backbone is taken",
