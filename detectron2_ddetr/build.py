@@ -1,9 +1,10 @@
 """Registries of transformers and criteria, and their builders from a config."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fvcore.common.registry import Registry
 
+from .errors import UnknownKeyError
 from .modeling import (
     DeformableDETRHead,
     DeformableTransformer,
@@ -25,14 +26,32 @@ Functions `(cfg) -> SetCriterion`; MODEL.DETR.CRITERION names one.
 """
 
 
+def registered(registry: Registry, key: str, name: str) -> Callable:
+    """
+    The entry of a registry that a config key names.
+
+    Raises:
+        UnknownKeyError: if there is none; lists those that there are.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(entry for entry, _ in registry))
+        raise UnknownKeyError(
+            f"{key} {name!r} is not registered; there is {known}. Import the module that "
+            "registers it, or correct the name"
+        )
+    return registry.get(name)
+
+
 def build_transformer(cfg: CfgNode) -> DeformableTransformer:
     """The transformer that MODEL.DETR.TRANSFORMER names."""
-    return DETR_TRANSFORMER_REGISTRY.get(cfg.MODEL.DETR.TRANSFORMER)(cfg)
+    name = cfg.MODEL.DETR.TRANSFORMER
+    return registered(DETR_TRANSFORMER_REGISTRY, "MODEL.DETR.TRANSFORMER", name)(cfg)
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
     """The criterion that MODEL.DETR.CRITERION names."""
-    return DETR_CRITERION_REGISTRY.get(cfg.MODEL.DETR.CRITERION)(cfg)
+    name = cfg.MODEL.DETR.CRITERION
+    return registered(DETR_CRITERION_REGISTRY, "MODEL.DETR.CRITERION", name)(cfg)
 
 
 @DETR_TRANSFORMER_REGISTRY.register()

@@ -1,8 +1,12 @@
 """Config keys of the family; their defaults are the multi-scale Deformable DETR of the paper."""
 
+import functools
+import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import yaml
@@ -19,9 +23,48 @@ _RENAMED = {
     "MODEL.DETR.COST_L1": "MODEL.DETR.COST_BBOX",
 }
 
+_ABOVE_0 = math.ulp(0.0)
+_MOST = sys.float_info.max
+
+#: From where to where the numbers of a key may lie; of a list, each of them.
+_RANGES = {
+    # fmt: off
+    **dict.fromkeys(
+        [f"MODEL.DETR.{key}" for key in (
+            "NUM_CLASSES", "NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS",
+            "ENC_N_POINTS", "DEC_N_POINTS")]
+        + ["INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
+           "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE"],
+        (1, _MOST),
+    ),
+    **dict.fromkeys(
+        [f"MODEL.DETR.{key}" for key in (
+            "ENC_LAYERS", "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS",
+            "COST_BBOX", "COST_GIOU")]
+        + ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.CROP_RESIZE_SIZES",
+           "SOLVER.WEIGHT_DECAY", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.LINEAR_PROJ_MULTIPLIER",
+           "DATALOADER.NUM_WORKERS"],
+        (0, _MOST),
+    ),
+    "MODEL.DETR.DROPOUT": (0, 1),
+    "MODEL.PIXEL_STD": (_ABOVE_0, _MOST),
+    "SOLVER.BASE_LR": (_ABOVE_0, _MOST),
+    # fmt: on
+}
+
 
 def add_deformable_detr_config(cfg: CfgNode) -> None:
-    """Add the keys of this package to a detectron2 config. Keys of detectron2 are left alone."""
+    """
+    Add the keys of this package to a detectron2 config. Keys of detectron2 are left alone.
+
+    Raises:
+        InputError: when there is a MODEL.DETR, of another project or of a first call.
+    """
+    if "DETR" in cfg.MODEL:
+        raise InputError(
+            "the config has a MODEL.DETR already: add_deformable_detr_config is called once, on a "
+            "config that no other DETR has added its keys to"
+        )
     for old, new in _RENAMED.items():
         cfg.register_renamed_key(old, new)
     cfg.MODEL.DETR = CfgNode()
@@ -124,6 +167,8 @@ def _load_yaml(config_file: str, version: int) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{config_file}: not YAML that can be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except (AttributeError, TypeError) as error:
         raise InputError(f"{config_file}: a config must be a mapping of keys to values") from error
     if not isinstance(content, dict):
@@ -192,6 +237,10 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         InputError: naming the keys, their values and the remedy.
     """
+    if "DETR" not in cfg.MODEL:
+        raise InputError("the config has no MODEL.DETR: call add_deformable_detr_config(cfg) first")
+    for key, (lowest, highest) in _RANGES.items():
+        _check_range(key, functools.reduce(getattr, key.split("."), cfg), lowest, highest)
     node = cfg.MODEL.DETR
     prefix = "MODEL.DETR"
     if node.TWO_STAGE and not node.WITH_BOX_REFINE:
@@ -209,10 +258,21 @@ def check_config(cfg: CfgNode) -> None:
             f"{prefix}.NUM_FEATURE_LEVELS ({node.NUM_FEATURE_LEVELS}) is less than the number of "
             f"IN_FEATURES {list(node.IN_FEATURES)}: drop features or add levels"
         )
-    for key in ("NUM_CLASSES", "NUM_QUERIES", "DEC_LAYERS", "ENC_N_POINTS", "DEC_N_POINTS"):
-        if node[key] < 1:
-            raise InputError(f"{prefix}.{key} must be at least 1, got {node[key]}")
+    if node.FOCAL_ALPHA != -1:  # which is no weighting
+        _check_range(f"{prefix}.FOCAL_ALPHA", node.FOCAL_ALPHA, 0, 1)
+    if not node.COST_CLASS + node.COST_BBOX + node.COST_GIOU:
+        raise InputError(f"{prefix}.COST_CLASS, COST_BBOX and COST_GIOU are all 0: set one higher")
     if cfg.INPUT.RESIZE_RULE not in ("truncate", "round"):
         raise InputError(
             f"INPUT.RESIZE_RULE must be 'truncate' or 'round', got {cfg.INPUT.RESIZE_RULE!r}"
         )
+
+
+def _check_range(key: str, value: Any, lowest: float, highest: float) -> None:
+    """Raises InputError for numbers beyond, and for what is no number."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if all(isinstance(x, Real) and lowest <= x <= highest for x in values):
+        return
+    rule = "above 0" if lowest == _ABOVE_0 else f"at least {lowest}"
+    rule = rule if highest == _MOST else f"from {lowest} to {highest}"
+    raise InputError(f"{key} must be {rule}, got {value!r}")

@@ -25,7 +25,7 @@ class InputError(ExplainedError, ValueError):
 
 
 class UnknownKeyError(InputError, KeyError):
-    """A config key that does not exist."""
+    """A config key that does not exist, or a name in one that nothing has."""
 
 
 class MissingFileError(ExplainedError, FileNotFoundError):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .build import build_criterion, build_head
+from .build import build_criterion, build_head, registered
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config import check_config
@@ -15,6 +15,7 @@ from .inputs import check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
+    BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     Backbone,
     Boxes,
@@ -88,6 +89,7 @@ class SetDetector(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
         refuse_stock_optimizer(cls.__name__)
+        registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
         return {

@@ -13,6 +13,7 @@ from detectron2_ddetr.data.augmentation import (
     build_augmentation,
     resized_shape,
 )
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import TOOLBOX, T, get_cfg
 
 
@@ -115,9 +116,9 @@ def test_extreme_shape_keeps_a_pixel():
 
 
 def test_unknown_rule():
-    with pytest.raises(ValueError, match="RESIZE_RULE must be one of .*'floor'"):
+    with pytest.raises(InputError, match="RESIZE_RULE must be one of .*'floor'"):
         resized_shape(2, 3, 4, 5, "floor")
-    with pytest.raises(ValueError, match="RESIZE_RULE must be one of .*'floor'"):
+    with pytest.raises(InputError, match="RESIZE_RULE must be one of .*'floor'"):
         ResizeShortSide((4,), 5, "floor")
 
 
@@ -201,16 +202,25 @@ def test_recipe_from_config(cfg):
         ("RANDOM_FLIP", "both", "RANDOM_FLIP must be .*'both'"),
         ("MIN_SIZE_TRAIN_SAMPLING", "range", "MIN_SIZE_TRAIN_SAMPLING must be 'choice', got 'ra"),
         ("RESIZE_RULE", "ceil", "RESIZE_RULE must be one of .*'ceil'"),
+        ("MIN_SIZE_TRAIN", (), "at least one short side"),
     ],
 )
 def test_invalid_config(cfg, key, value, message):
     cfg.INPUT[key] = value
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
+        build_augmentation(cfg, is_train=True)
+
+
+@pytest.mark.parametrize("size", [[600, 384], [384], [384, 500, 600], [0.5, 0.9], [0, 600]])
+def test_crop_size(cfg, size):
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = True, "absolute_range"
+    cfg.INPUT.CROP.SIZE = size
+    with pytest.raises(InputError, match="CROP.SIZE must be"):
         build_augmentation(cfg, is_train=True)
 
 
 def test_relative_crop_is_refused(cfg):
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "relative_range"
-    with pytest.raises(ValueError, match="CROP.TYPE must be 'absolute_range', got 'rel"):
+    with pytest.raises(InputError, match="CROP.TYPE must be 'absolute_range', got 'rel"):
         build_augmentation(cfg, is_train=True)

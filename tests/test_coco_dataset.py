@@ -14,6 +14,7 @@ from detectron2_ddetr import (
     register_coco_json,
 )
 from detectron2_ddetr.data.coco_json import read_coco_json
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import (
     DatasetCatalog,
     MetadataCatalog,
@@ -203,3 +204,9 @@ def test_as_many_boxes_reach_the_mapper_as_the_check_counts(odd, images, registe
         for box, label in zip(f.gt_boxes.tensor.tolist(), f.gt_classes)
     )
     assert got == [e for e in expected if e[2] > e[0] and e[3] > e[1]]
+
+
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_a_data_set_needs_a_name(name):
+    with pytest.raises(InputError, match="the name of a data set must be a word"):
+        register_coco_json(name, "train.json", "images")

@@ -1,12 +1,14 @@
 """The config: strict, checked before anything is built, and read as data only."""
 
+import math
+
 import pytest
 import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from detectron2_ddetr import add_deformable_detr_config, load_config
 from detectron2_ddetr.config import check_config
-from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError
+from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, UnknownKeyError
 from detectron2_ddetr.toolbox import get_cfg
 
 from .conftest import CONFIGS, small_cfg
@@ -158,6 +160,83 @@ def test_contradictions_are_refused(opts, words):
     cfg.merge_from_list(opts)
     with pytest.raises(ValueError):
         check_config(cfg)
+
+
+#: A value beyond, and the nearest that is not; of every key with a range.
+RANGES = {
+    # fmt: off
+    **{NODE + key: (0, 1) for key in (
+        "NUM_CLASSES", "NUM_QUERIES", "DIM_FEEDFORWARD", "DEC_LAYERS", "ENC_N_POINTS",
+        "DEC_N_POINTS")},
+    NODE + "HIDDEN_DIM": (0, 32), NODE + "NHEADS": (0, 1), NODE + "ENC_LAYERS": (-1, 0),
+    **{NODE + key: (-0.01, 0.0) for key in (
+        "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS", "COST_BBOX",
+        "COST_GIOU", "DROPOUT", "FOCAL_ALPHA")},
+    "MODEL.PIXEL_STD": ([1.0, 0.0, 1.0], [1.0, 0.01, 1.0]),
+    "INPUT.MIN_SIZE_TRAIN": ((800, -1), (800, 0)), "INPUT.MAX_SIZE_TRAIN": (0, 1),
+    "INPUT.MIN_SIZE_TEST": (-1, 0), "INPUT.MAX_SIZE_TEST": (0, 1),
+    "INPUT.CROP_RESIZE_SIZES": ((400, -1), (400, 0)),
+    "SOLVER.BASE_LR": (0.0, 1e-9), "SOLVER.BACKBONE_MULTIPLIER": (-0.1, 0.0),
+    "SOLVER.LINEAR_PROJ_MULTIPLIER": (-0.1, 0.0), "SOLVER.WEIGHT_DECAY": (-0.1, 0.0),
+    "SOLVER.IMS_PER_BATCH": (0, 1), "SOLVER.MAX_ITER": (0, 1), "SOLVER.CHECKPOINT_PERIOD": (0, 1),
+    "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
+    # fmt: on
+}
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_numbers_that_cannot_be(key):
+    """They would train to no purpose, or stop long after the start; NaN is refused too."""
+    bad, good = RANGES[key]
+    assert load_config(BASE, [key, str(good)])
+    values = [bad, math.nan, math.inf] if isinstance(bad, float) else [bad]
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{key} must be .*, got "):
+            load_config(BASE, [key, value])
+
+
+@pytest.mark.parametrize("value", [1.01, -0.5])
+def test_focal_alpha(value):
+    assert load_config(BASE, [NODE + "FOCAL_ALPHA", -1.0])  # no weighting
+    with pytest.raises(InputError, match="FOCAL_ALPHA must be from 0 to 1"):
+        load_config(BASE, [NODE + "FOCAL_ALPHA", value])
+
+
+def test_what_is_no_number():
+    with pytest.raises(InputError, match="MIN_SIZE_TRAIN must be at least 0, got .*'a'"):
+        load_config(BASE, ["INPUT.MIN_SIZE_TRAIN", "('a',)"])
+
+
+def test_a_matcher_needs_a_cost():
+    costs = [NODE + "COST_CLASS", 0.0, NODE + "COST_BBOX", 0.0, NODE + "COST_GIOU", 0.0]
+    with pytest.raises(InputError, match="all 0"):
+        load_config(BASE, costs)
+
+
+def test_keys_are_added_once():
+    """Another project's MODEL.DETR is not overwritten; and none at all is said."""
+    cfg = get_cfg()
+    with pytest.raises(InputError, match="call add_deformable_detr_config"):
+        check_config(cfg)
+    add_deformable_detr_config(cfg)
+    cfg.MODEL.DETR.NUM_CLASSES = 7
+    with pytest.raises(InputError, match="has a MODEL.DETR already"):
+        add_deformable_detr_config(cfg)
+    assert cfg.MODEL.DETR.NUM_CLASSES == 7
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot be read"):
+        load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", [NODE + "TRANSFORMER", NODE + "CRITERION", "MODEL.BACKBONE.NAME"])
+def test_names_that_nothing_is_registered_under(key):
+    """Those that there are make the remedy; a KeyError, as detectron2's registries raise."""
+    from detectron2_ddetr.toolbox import build_model
+
+    with pytest.raises(UnknownKeyError, match=f"{key} 'nothing' is not registered; there is .*b"):
+        build_model(small_cfg(key, "nothing"))
 
 
 def test_the_meta_architecture_checks_its_config():

@@ -111,6 +111,12 @@ def test_unknown_keys_are_named():
             convert_official_state_dict({key: torch.zeros(1) for key in keys})
 
 
+@pytest.mark.parametrize("state_dict", [None, ["class_embed.0.bias"], {"class_embed.0.bias": 1}])
+def test_what_is_no_state_dict(state_dict):
+    with pytest.raises(InputError, match="must be tensors by their names"):
+        convert_official_state_dict(state_dict)
+
+
 @pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
 @torch.no_grad()
 def test_80_classes_predict_what_91_do(variant):

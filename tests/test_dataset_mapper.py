@@ -245,6 +245,7 @@ def test_size_that_differs_from_the_json(dataset_dict):
         ({"category_id": 1.0}, "category_id that is an integer from 0 on, got 1.0"),
         ({"category_id": "cat"}, "category_id that is an integer from 0 on, got 'cat'"),
         ({"category_id": None}, "category_id that is an integer from 0 on, got None"),
+        ({"category_id": True}, "category_id that is an integer from 0 on, got True"),
         ({"bbox": [1, 2, 3]}, r"bbox of 4 finite numbers, got \[1, 2, 3\]"),
         ({"bbox": [1, 2, 3, 4, 30]}, "bbox of 4 finite numbers"),
         ({"bbox": []}, "bbox of 4 finite numbers"),
@@ -266,6 +267,12 @@ def test_annotations_that_make_no_sense(dataset_dict, change, message):
         mapper(num_classes=4)(dataset_dict)
     dataset_dict["annotations"][2]["iscrowd"] = 1  # such as an ignored region of class -1
     assert len(mapper(num_classes=4)(dataset_dict)["instances"]) == 1
+
+
+def test_annotations_that_are_no_dicts(dataset_dict):
+    dataset_dict["annotations"].append([1, 2, 3, 4])
+    with pytest.raises(InputError, match=r"image 7 \(.*an annotation must be a dict"):
+        mapper()(dataset_dict)
 
 
 @pytest.mark.parametrize("key", ["bbox", "bbox_mode", "category_id"])

@@ -10,6 +10,7 @@ from torch import nn
 
 from detectron2_ddetr import build_optimizer, load_config
 from detectron2_ddetr.engine.optimizer import FullModelClipAdamW
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_lr_scheduler, build_model
 
 from .conftest import CONFIGS, VARIANTS
@@ -172,8 +173,11 @@ def test_closure_and_parameters_without_gradient():
 def test_clipping_is_refused_unless_over_the_whole_model():
     """SPEC 0.7: detectron2's "norm" and "value" clip parameter by parameter."""
     for opts in (["CLIP_TYPE", "norm"], ["CLIP_TYPE", "value"], ["NORM_TYPE", 1.0]):
-        with pytest.raises(ValueError, match="full_model"):
+        with pytest.raises(InputError, match="full_model"):
             toy_optimizer(f"SOLVER.CLIP_GRADIENTS.{opts[0]}", opts[1])
+    for value in (0.0, -1.0, math.nan):
+        with pytest.raises(InputError, match="CLIP_VALUE must be above 0"):
+            toy_optimizer("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value)
     _, optimizer = toy_optimizer("SOLVER.CLIP_GRADIENTS.ENABLED", False)
     assert not isinstance(optimizer, FullModelClipAdamW)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from detectron2_ddetr.config import add_deformable_detr_config
 from detectron2_ddetr.data import train_loader
 from detectron2_ddetr.data.train_loader import EpochShuffle, PositionSampler, build_train_loader
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import BoxMode, DatasetCatalog, MetadataCatalog, get_cfg
 
 NUM_IMAGES = 5
@@ -128,23 +129,26 @@ def test_two_ranks_together_are_one(cfg, monkeypatch):
         assert_same(second, whole[1::2])
 
     cfg.SOLVER.IMS_PER_BATCH = 3
-    with pytest.raises(ValueError, match=r"IMS_PER_BATCH \(3\) must be .* processes \(2\)"):
+    with pytest.raises(InputError, match=r"IMS_PER_BATCH \(3\) must be .* processes \(2\)"):
         build_train_loader(cfg, seed=0)
 
 
 def test_rejected_configs(cfg):
-    with pytest.raises(ValueError, match="seed must be non-negative, got -1"):
-        build_train_loader(cfg, seed=-1)
+    for seed in (-1, 1.5):
+        with pytest.raises(InputError, match=f"seed must be an integer from 0 on, got {seed}"):
+            build_train_loader(cfg, seed=seed)
+    with pytest.raises(InputError, match="first_image must be at least 0, got -3"):
+        build_train_loader(cfg, seed=0, first_image=-3)
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
-    with pytest.raises(ValueError, match="ASPECT_RATIO_GROUPING must be False"):
+    with pytest.raises(InputError, match="ASPECT_RATIO_GROUPING must be False"):
         build_train_loader(cfg, seed=0)
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    with pytest.raises(ValueError, match="must be 'TrainingSampler', got 'RepeatFactor"):
+    with pytest.raises(InputError, match="must be 'TrainingSampler', got 'RepeatFactor"):
         build_train_loader(cfg, seed=0)
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+    with pytest.raises(InputError, match="DATASETS.TRAIN is empty"):
         build_train_loader(cfg, seed=0)
 
 
@@ -153,5 +157,5 @@ def test_broken_image_reaches_the_user_from_a_worker(cfg):
     with open(path, "wb") as file:
         file.write(b"not an image")
     cfg.DATALOADER.NUM_WORKERS = 1
-    with pytest.raises(ValueError, match="2.png.: the file cannot be decoded"):
+    with pytest.raises(InputError, match="2.png.: the file cannot be decoded"):
         batches(cfg, NUM_IMAGES)

@@ -8,7 +8,7 @@ State dicts of the official code -> state dicts of this package.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
 import torch
@@ -76,9 +76,14 @@ def convert_official_state_dict(
             keeps its objectness row first whatever is chosen.
 
     Raises:
-        InputError: for unknown keys, copies of a tensor that differ, or `class_ids` that are not
-            different rows.
+        InputError: for what is no dict of tensors, unknown keys, copies of a tensor that differ, or
+            `class_ids` that are not different rows.
     """
+    if not isinstance(state_dict, Mapping) or not all(map(torch.is_tensor, state_dict.values())):
+        raise InputError(
+            "a state dict must be tensors by their names, such as the entry 'model' of an official "
+            f"checkpoint, got {type(state_dict)}"
+        )
     if class_ids is not None:
         class_ids = _checked_rows(class_ids)
     _check_copies(state_dict)

@@ -1,9 +1,11 @@
 """Geometric augmentation of Deformable DETR, as detectron2 augmentations."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
+from ..errors import InputError
 from ..toolbox import CfgNode, T
 
 RESIZE_RULES = ("truncate", "round")
@@ -47,7 +49,7 @@ def resized_shape(
             scaled_short, scaled_long = scaled_short * shrink, scaled_long * shrink
         new_short, new_long = max(int(scaled_short + 0.5), 1), int(scaled_long + 0.5)
     else:
-        raise ValueError(f"INPUT.RESIZE_RULE must be one of {RESIZE_RULES}, got {rule!r}")
+        raise InputError(f"INPUT.RESIZE_RULE must be one of {RESIZE_RULES}, got {rule!r}")
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
@@ -63,9 +65,12 @@ class ResizeShortSide(T.Augmentation):
         """
         super().__init__()
         if rule not in RESIZE_RULES:
-            raise ValueError(f"INPUT.RESIZE_RULE must be one of {RESIZE_RULES}, got {rule!r}")
+            raise InputError(f"INPUT.RESIZE_RULE must be one of {RESIZE_RULES}, got {rule!r}")
         if not short_sides:
-            raise ValueError("ResizeShortSide needs at least one short side, got none")
+            raise InputError(
+                "ResizeShortSide needs at least one short side, got none (INPUT.MIN_SIZE_TRAIN, or "
+                "INPUT.CROP_RESIZE_SIZES)"
+            )
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
         self.rule = rule
@@ -99,8 +104,12 @@ class RandomResizedCrop(T.Augmentation):
             rule: see :func:`resized_shape`.
         """
         super().__init__()
-        if not 0 < crop_range[0] <= crop_range[1]:
-            raise ValueError(f"INPUT.CROP.SIZE must be (shortest, longest), got {crop_range}")
+        whole = all(isinstance(side, Integral) for side in crop_range)
+        if not whole or len(crop_range) != 2 or not 0 < crop_range[0] <= crop_range[1]:
+            raise InputError(
+                "INPUT.CROP.SIZE must be (shortest, longest), whole numbers of px, got "
+                f"{crop_range}"
+            )
         self.short_sides = tuple(short_sides)
         self.crop_range = tuple(crop_range)
         self.prob = prob
@@ -141,20 +150,20 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if not is_train:
         return [ResizeShortSide((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, rule)]
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "choice":
-        raise ValueError(
+        raise InputError(
             "INPUT.MIN_SIZE_TRAIN_SAMPLING must be 'choice', got "
             f"{cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING!r}; list the lengths in INPUT.MIN_SIZE_TRAIN"
         )
     augmentations: list[T.Augmentation] = []
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("horizontal", "vertical", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {flip!r}")
+        raise InputError(f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {flip!r}")
     if flip != "none":
         horizontal = flip == "horizontal"
         augmentations.append(T.RandomFlip(0.5, horizontal=horizontal, vertical=not horizontal))
     if cfg.INPUT.CROP.ENABLED:
         if cfg.INPUT.CROP.TYPE != "absolute_range":
-            raise ValueError(
+            raise InputError(
                 f"INPUT.CROP.TYPE must be 'absolute_range', got {cfg.INPUT.CROP.TYPE!r}; "
                 "the official recipe is TYPE absolute_range, SIZE [384, 600]"
             )

@@ -190,8 +190,10 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
 
     Raises:
         MissingFileError, InputError: see :func:`read_coco_json`; also if `name` belongs to other
-            files.
+            files, or is none.
     """
+    if not isinstance(name, str) or not name:
+        raise InputError(f"the name of a data set must be a word, got {name!r}")
     if name in DatasetCatalog:
         before = files_of(name) or (None, None)
         if [p and os.path.abspath(p) for p in before] != [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config import check_config
 from ..errors import InputError
 from ..toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable
 from .augmentation import build_augmentation
@@ -74,6 +75,7 @@ class DeformableDETRDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        check_config(cfg)
         return {
             "is_train": is_train,
             "augmentations": build_augmentation(cfg, is_train),
@@ -138,7 +140,6 @@ class DeformableDETRDatasetMapper:
             image_size: (height, width) after augmentation, px.
         """
         annotations = dataset_dict.get("annotations") or ()
-        annotations = [a for a in annotations if not a.get("iscrowd", 0)]
         for annotation in annotations:
             fault = _annotation_fault(annotation, self.num_classes)
             if fault is not None:
@@ -146,6 +147,7 @@ class DeformableDETRDatasetMapper:
                     f"{describe_image(dataset_dict)}: an annotation {fault}; correct it, or remove "
                     f"it: {reprlib.repr(annotation)}"
                 )
+        annotations = [a for a in annotations if not a.get("iscrowd", 0)]
         boxes = np.array(
             [
                 BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
@@ -170,6 +172,10 @@ class DeformableDETRDatasetMapper:
 
 def _annotation_fault(annotation: dict[str, Any], num_classes: int | None) -> str | None:
     """What is wrong with an annotation that is to be learnt from."""
+    if not isinstance(annotation, dict):
+        return "must be a dict"
+    if annotation.get("iscrowd", 0):
+        return None
     for key in ("bbox", "bbox_mode", "category_id"):
         if key not in annotation:
             return f"must have a {key!r}"
@@ -186,7 +192,8 @@ def _annotation_fault(annotation: dict[str, Any], num_classes: int | None) -> st
     x, y, *end = bbox
     if min(end) < 0 if mode == BoxMode.XYWH_ABS else (end[0] < x or end[1] < y):
         return f"must have a bbox of no negative width or height, got {bbox!r} ({mode!r})"
-    if not isinstance(category, numbers.Integral) or category < 0:
+    whole = isinstance(category, numbers.Integral) and not isinstance(category, bool)
+    if not whole or category < 0:
         return f"must have a category_id that is an integer from 0 on, got {category!r}"
     if num_classes is not None and category >= num_classes:
         return (

@@ -82,7 +82,7 @@ def read_image(
         InputError: names the image, what is wrong with the file, and the remedy.
     """
     if image_format not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {image_format!r}")
+        raise InputError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {image_format!r}")
     try:
         with _opened(file_name) as image:
             image.load()  # which turns a TIFF by itself, and takes the orientation off it

@@ -2,12 +2,14 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import InputError
 from ..toolbox import CfgNode, DatasetFromList, comm, get_detection_dataset_dicts
 from .dataset_mapper import DeformableDETRDatasetMapper
 from .packing import pack, require_open_files, unpack
@@ -33,10 +35,10 @@ class EpochShuffle(Dataset):
             seed: non-negative.
             mapper: applied to each item; None returns the dataset dicts themselves.
         """
-        if seed < 0:
-            raise ValueError(f"seed must be non-negative, got {seed}; choose SEED >= 0")
+        if not isinstance(seed, Integral) or seed < 0:
+            raise InputError(f"seed must be an integer from 0 on, got {seed!r}; choose SEED >= 0")
         if not dataset_dicts:
-            raise ValueError("no image to train on; check DATASETS.TRAIN and its json")
+            raise InputError("no image to train on; check DATASETS.TRAIN and its json")
         # Serialised into one tensor, which worker processes share instead of copying.
         self._dataset = DatasetFromList(dataset_dicts, copy=False)
         self.seed = seed
@@ -105,27 +107,32 @@ def build_train_loader(cfg: CfgNode, *, seed: int, first_image: int = 0) -> Data
 
     Returns:
         A loader that never ends; each batch is a list of B / R mapped dicts.
+
+    Raises:
+        InputError: naming the key, its value and the remedy.
     """
     # Differs from the official code: one permutation is dealt to the ranks in turn, and an epoch's
     # incomplete last batch is filled from the next epoch instead of being dropped.
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        raise ValueError(
+        raise InputError(
             "DATALOADER.ASPECT_RATIO_GROUPING must be False, got True: with grouping the order of "
             "the images depends on the history, and a training could not be resumed exactly"
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(
+        raise InputError(
             "DATALOADER.SAMPLER_TRAIN must be 'TrainingSampler', got "
             f"{cfg.DATALOADER.SAMPLER_TRAIN!r}; other samplers are not implemented"
         )
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty; name at least one registered data set")
+        raise InputError("DATASETS.TRAIN is empty; name at least one registered data set")
     batch_size, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if batch_size < 1 or batch_size % world_size != 0:
-        raise ValueError(
+        raise InputError(
             f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a positive multiple of the number of "
             f"processes ({world_size})"
         )
+    if first_image < 0:
+        raise InputError(f"first_image must be at least 0, got {first_image}")
     dataset_dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )

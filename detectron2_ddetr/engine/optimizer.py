@@ -1,10 +1,13 @@
 """The official optimiser: AdamW with three learning rates and one gradient clip."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from ..config import check_config
+from ..errors import InputError
 from ..toolbox import CfgNode, get_default_optimizer_params
 
 
@@ -56,14 +59,21 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     SOLVER.WEIGHT_DECAY_NORM and SOLVER.WEIGHT_DECAY_BIAS say otherwise.
 
     Raises:
-        ValueError: when gradients are to be clipped in another way than over the whole model.
+        InputError: when gradients are to be clipped in another way than over the whole model, or to
+            nothing, and see :func:`check_config`.
     """
+    check_config(cfg)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
-        raise ValueError(
+        raise InputError(
             "SOLVER.CLIP_GRADIENTS must have CLIP_TYPE 'full_model' and NORM_TYPE 2.0, got "
             f"{clip.CLIP_TYPE!r} and {clip.NORM_TYPE}: Deformable DETR clips the norm of the whole "
             "model, not of each parameter"
+        )
+    if clip.ENABLED and not 0 < clip.CLIP_VALUE < math.inf:
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE must be above 0, got {clip.CLIP_VALUE}: it is the "
+            "largest norm that the gradient of the whole model may have"
         )
 
     def lr_factor(name: str) -> float:
