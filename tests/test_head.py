@@ -95,6 +95,24 @@ def test_single_level_projection():
     assert_close(level, project(projector[0], features[0]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_value_per_group(training, compiled):
+    """An image of one cell: the value minus itself, hence the bias, and no gradient but its own."""
+    projector = randomise(FeatureProjector([6], 32, 3)).double().train(training)
+    call = torch.compile(projector, fullgraph=True, backend="aot_eager") if compiled else projector
+    x = torch.randn(1, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    maps = call([x])
+    sum(level.sum() for level in maps).backward()
+    zeros = [x.grad]
+    for level, (conv, norm) in zip(maps, projector):
+        assert_close(level, norm.bias.view(1, -1, 1, 1), rtol=0, atol=1e-9)
+        assert_close(norm.bias.grad, torch.ones_like(norm.bias))
+        zeros += [conv.weight.grad, norm.weight.grad]
+    for gradient in zeros:
+        assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
+
+
 def test_projection_initialisation():
     """Parity B8: Xavier uniform convolutions without bias, plain GroupNorm; too few levels."""
     for conv, norm in FeatureProjector([60, 80], 64, 4):

@@ -92,9 +92,7 @@ def sample(height, width, boxes=((3.0, 5.0, 20.0, 11.0),), classes=None, seed=0)
 def build(*opts, config="deformable_detr/deformable_detr_R_50_50ep.yaml", seed=0):
     """A small model whose zero-initialised weights do something."""
     torch.manual_seed(seed)
-    # With 32 channels the GroupNorm of a 1 x 1 map has one value per group, which PyTorch refuses.
-    sizes = [NODE + "HIDDEN_DIM", 64, "MODEL.BACKBONE.FREEZE_AT", 0]
-    model = build_model(small_cfg(*sizes, *opts, config=config))
+    model = build_model(small_cfg("MODEL.BACKBONE.FREEZE_AT", 0, *opts, config=config))
     for parameter in model.head.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.1)

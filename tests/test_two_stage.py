@@ -166,7 +166,7 @@ def test_tiny_image_end_to_end():
     """Parity G54: an image smaller than the coarsest stride trains, with more targets than Q."""
     from detectron2_ddetr.modeling import HungarianMatcher, SetCriterion
 
-    head = randomise(small_head(True, True, d_model=64, num_queries=30), std=0.2)
+    head = randomise(small_head(True, True, num_queries=30), std=0.2)
     outputs = head(*small_features(sizes=((13, 20),)))
     assert outputs["pred_boxes"].shape == (1, 6 + 2 + 1 + 1, 4)
     losses = SetCriterion(HungarianMatcher())(outputs, small_targets((12,)))

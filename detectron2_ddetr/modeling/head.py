@@ -3,6 +3,7 @@
 import copy
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,17 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+class GroupNorm(nn.GroupNorm):
+    """
+    PyTorch's, also of a single value per group, which becomes 0 before weight and bias: an image of
+    one cell alone, with as many channels as groups. `F.group_norm` refuses that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) -> (N, C, ...)."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class FeatureProjector(nn.ModuleList):
@@ -54,7 +66,7 @@ class FeatureProjector(nn.ModuleList):
         for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
-        super().__init__(nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convs)
+        super().__init__(nn.Sequential(conv, GroupNorm(32, d_model)) for conv in convs)
         self.num_backbone_maps = len(in_channels)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
