@@ -114,6 +114,9 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # Where data sets of one's own lie: [name, json, folder of images] of each. A run writes it into
     # its config.yaml, so that its folder is enough to evaluate it.
     cfg.DATASETS.COCO_JSON = []
+    # The names of the classes, by class number. A run writes them into its config.yaml; where they
+    # are given, the data sets must have them.
+    cfg.DATASETS.CLASS_NAMES = []
 
     # How the long side follows the short one: "truncate" (official) or "round" (detectron2).
     # A 640x480 image becomes 1066x800 or 1067x800.

@@ -269,6 +269,32 @@ def test_evaluation_on_other_classes_than_the_config_trains_on(
         check_datasets(config(["bccd_train"], ["val"], 5), eval_only=True)
 
 
+def test_the_config_may_name_the_classes(tmp_path, images):  # noqa: F811
+    """In another order than the ids have, with one that this data set lacks; for training too."""
+    register_coco_json("train", write(tmp_path, base(), "train"), str(images))
+    cfg = config(["train"], ["train"], 3)
+    cfg.DATASETS.CLASS_NAMES = ["green", "blue", "red"]
+    assert check_datasets(cfg) == class_names(cfg) == ["green", "blue", "red"]
+    dicts = DatasetCatalog.get("train")
+    for record, again in zip(dicts, [r for r in base()["images"]]):
+        theirs = [a for a in base()["annotations"] if a["image_id"] == again["id"]]
+        numbers = {1: 2, 2: 0}  # red, green
+        expected = [numbers[a["category_id"]] for a in theirs]
+        assert [a["category_id"] for a in record["annotations"]] == expected
+    cfg.DATASETS.CLASS_NAMES = ["red"]
+    with pytest.raises(
+        InputError, match="DATASETS.CLASS_NAMES lacks: 'green'.*CLASS_NAMES '\\(\\)'"
+    ):
+        check_datasets(cfg)
+    for wrong in (["red", "red"], ["red", 3]):
+        cfg.DATASETS.CLASS_NAMES = wrong
+        with pytest.raises(InputError, match="CLASS_NAMES must be different names, got"):
+            check_datasets(cfg)
+    cfg.DATASETS.CLASS_NAMES = ()
+    cfg.MODEL.DETR.NUM_CLASSES = 2
+    assert check_datasets(cfg) == NAMES
+
+
 UNLABELLED = {
     "no annotations": ("annotations",),
     "images alone": ("annotations", "categories"),

@@ -162,7 +162,7 @@ def registered(folder, content):
 
 def config(num_classes, train=("coco_json_test",), test=("coco_json_test",)):
     cfg = CfgNode()
-    cfg.DATASETS = CfgNode({"TRAIN": train, "TEST": test})
+    cfg.DATASETS = CfgNode({"TRAIN": train, "TEST": test, "CLASS_NAMES": []})
     cfg.MODEL = CfgNode({"DETR": CfgNode({"NUM_CLASSES": num_classes})})
     return cfg
 

@@ -38,6 +38,7 @@ def test_keys_of_detectron2_are_left_alone():
         "SOLVER.LINEAR_PROJ_MULTIPLIER",
         "INPUT.RESIZE_RULE",
         "INPUT.CROP_RESIZE_SIZES",
+        "DATASETS.CLASS_NAMES",
         "DATASETS.COCO_JSON",
     }
 

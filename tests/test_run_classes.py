@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+import torch
+import yaml
+
 from .conftest import ROOT
 from .test_training import command, last_checkpoint, run, shapes  # noqa: F401
 
@@ -38,9 +41,18 @@ def test_evaluation_follows_the_names_in_the_checkpoint(shapes, tmp_path):  # no
     assert {r["category_id"] for r in as_trained} == {1, 2}
     assert [{**r, "category_id": 3 - r["category_id"]} for r in found] == as_trained
 
+    # The config of the run knows them too, for a checkpoint of another program.
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert config["DATASETS"]["CLASS_NAMES"] == ["lying", "standing"]
+    checkpoint = last_checkpoint(output)
+    del checkpoint["class_names"]
+    torch.save(checkpoint, output / (output / "last_checkpoint").read_text())
+    assert evaluate(output, renumbered, shapes) == found
+
     for record in content["categories"]:
         record["name"] = f"no longer {record['name']}"
     renumbered.write_text(json.dumps(content))
     text = evaluate(output, renumbered, shapes, expected=1)
-    assert "error: data set 'other'" in text and "the checkpoint has lying, standing" in text
+    assert "error: data set 'other'" in text
+    assert "DATASETS.CLASS_NAMES has lying, standing" in text
     assert "Traceback" not in text

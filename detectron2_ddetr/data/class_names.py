@@ -14,8 +14,8 @@ from .own_datasets import check_own_dataset
 
 logger = logging.getLogger(__name__)
 
-#: How messages name the classes that a model was trained on.
-CHECKPOINT = "the checkpoint"
+#: How messages name what gives the order without being a data set.
+CHECKPOINT, CONFIG = "the checkpoint", "DATASETS.CLASS_NAMES"
 
 
 @dataclass
@@ -37,8 +37,9 @@ def class_names(
     """
     The names by class number of the data sets that `cfg` names, which are numbered so.
 
-    The first training set gives the order, and every other COCO json follows it by name, whatever
-    its category ids are. What is not registered, or whose json is not there, is passed over.
+    DATASETS.CLASS_NAMES gives the order, or else the first training set, and every COCO json
+    follows it by name, whatever its category ids are. What is not registered, or whose json is not
+    there, is passed over.
 
     Args:
         eval_only: whether nothing is trained: then a training set that is not there, or that has
@@ -49,11 +50,12 @@ def class_names(
         None if no data set tells its classes.
 
     Raises:
-        InputError: if a data set has boxes of a class that the order lacks; names both.
+        InputError: if a data set has boxes of a class that the order lacks; names both. If
+            DATASETS.CLASS_NAMES is no list of different names.
     """
     train = [s for name in cfg.DATASETS.TRAIN if (s := _source(name, tolerant=eval_only))]
     test = [s for name in cfg.DATASETS.TEST if (s := _source(name))]
-    reference = _Source(CHECKPOINT, list(order)) if order is not None else None
+    reference = _Source(CHECKPOINT, list(order)) if order is not None else _given(cfg)
     if reference is None and eval_only:
         reference = _reference_for_evaluation(cfg, train, test)
     if reference is None:
@@ -71,6 +73,14 @@ def class_names(
         if source.dataset is not None:
             source.dataset.number_classes(reference.classes, ids)
     return list(reference.classes)
+
+
+def _given(cfg: CfgNode) -> _Source | None:
+    """DATASETS.CLASS_NAMES; None if it is empty."""
+    names = list(cfg.DATASETS.CLASS_NAMES)
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"DATASETS.CLASS_NAMES must be different names, got {names}")
+    return _Source(CONFIG, names) if names else None
 
 
 def _source(name: str, tolerant: bool = False) -> _Source | None:
@@ -138,10 +148,12 @@ def _check_against(source: _Source, reference: _Source) -> None:
         ]
         meant = f" (perhaps {listed(near)} is meant)" if near else ""
         count = len(reference.classes) + len(lacking)
-        other = (
-            f"add them to the categories of the latter and set MODEL.DETR.NUM_CLASSES {count}"
-            if reference.name != CHECKPOINT
-            else "take a checkpoint that was trained on them"
+        other = {
+            CHECKPOINT: "take a checkpoint that was trained on them",
+            CONFIG: "set DATASETS.CLASS_NAMES '()' to take the classes of the data",
+        }.get(
+            reference.name,
+            f"add them to the categories of the latter and set MODEL.DETR.NUM_CLASSES {count}",
         )
         raise InputError(
             f"{source} has classes that {reference} lacks: {boxes}; {has}{meant}. Classes are "
@@ -163,13 +175,16 @@ def _check_against(source: _Source, reference: _Source) -> None:
 
 def check_datasets(
     cfg: CfgNode, *, eval_only: bool = False, order: Sequence[str] | None = None
-) -> None:
+) -> list[str] | None:
     """
     Checks every data set that `cfg` names, and that the model has as many classes as they do.
 
     Args:
         eval_only: whether to leave out DATASETS.TRAIN, which need not exist then.
         order: see :func:`class_names`.
+
+    Returns:
+        What :func:`class_names` does.
 
     Raises:
         MissingFileError, InputError: for the first data set with a problem.
@@ -194,9 +209,10 @@ def check_datasets(
             data.check_usable()
     classes = class_names(cfg, eval_only=eval_only, order=order)
     if classes is not None and len(classes) != num_classes:
-        named = [n for n, _ in uses if _classes_of(n) == classes] or [cfg.DATASETS.TRAIN[0]]
+        named = [f"data set {n!r}" for n, _ in uses if _classes_of(n) == classes] or [CONFIG]
         raise InputError(
-            f"MODEL.DETR.NUM_CLASSES is {num_classes} but data set {named[0]!r} has "
+            f"MODEL.DETR.NUM_CLASSES is {num_classes} but {named[0]} has "
             f"{counted(len(classes), 'class', 'classes')} ({listed(classes)}); set "
             f"MODEL.DETR.NUM_CLASSES {len(classes)}"
         )
+    return classes

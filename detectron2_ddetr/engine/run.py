@@ -64,9 +64,9 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     cfg.defrost()
     for note in use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only):
         logger.info(note)
-    cfg.freeze()
     order = _trained_classes(cfg, getattr(args, "resume", False)) if eval_only else None
-    check_datasets(cfg, eval_only=eval_only, order=order)
+    cfg.DATASETS.CLASS_NAMES = check_datasets(cfg, eval_only=eval_only, order=order) or []
+    cfg.freeze()
     check_contents(cfg, eval_only=eval_only)
     return cfg
 
