@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .backbones.padding import padding_of
+from .backbones.unread import freeze_unread
 from .build import build_criterion, build_head
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
@@ -60,6 +62,9 @@ class SetDetector(nn.Module):
         self.num_detections = num_detections
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        with torch.device("cpu"):  # detectron2 computes sizes with tensors, also of a meta image
+            images = self.pad([torch.empty(len(pixel_mean), 128, 128, device="meta")])
+        freeze_unread(backbone, self.in_features, images.tensor)
         # So that weights are read alike whoever loads them, detectron2's checkpointer included.
         read_alike(self)
         watch_loading(self)
@@ -68,7 +73,7 @@ class SetDetector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
-        refuse_stock_optimizer(cls.__name__)
+        refuse_stock_optimizer(cfg)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
         shapes = backbone.output_shape()
@@ -131,14 +136,12 @@ class SetDetector(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise, then pad right and bottom with zeros, the mean colour."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        return self.pad([(image - self.pixel_mean) / self.pixel_std for image in images])
+
+    def pad(self, images: list[Tensor]) -> ImageList:
+        """(3, h_i, w_i) each -> one tensor of a size that the backbone takes."""
+        return ImageList.from_tensors(images, **padding_of(self.backbone))
 
     def network_outputs(self, images: ImageList) -> dict:
         """
