@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .backbones.padding import padding_of
+from .backbones.unread import freeze_unread
 from .build import build_criterion, build_head, registered
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
@@ -80,6 +82,9 @@ class SetDetector(nn.Module):
         self.num_detections = num_detections
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        with torch.device("cpu"):  # detectron2 computes sizes with tensors, also of a meta image
+            images = self.pad([torch.empty(len(pixel_mean), 128, 128, device="meta")])
+        freeze_unread(backbone, self.in_features, images.tensor)
         # So that weights are read alike whoever loads them, detectron2's checkpointer included.
         read_alike(self)
         watch_loading(self)
@@ -88,7 +93,7 @@ class SetDetector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
-        refuse_stock_optimizer(cls.__name__)
+        refuse_stock_optimizer(cfg)
         registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.DETR.IN_FEATURES
@@ -162,14 +167,12 @@ class SetDetector(nn.Module):
         """
         if not torch.jit.is_tracing():  # which would take the sizes for constants
             check_images(batched_inputs, len(self.pixel_mean))
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        return self.pad([(image - self.pixel_mean) / self.pixel_std for image in images])
+
+    def pad(self, images: list[Tensor]) -> ImageList:
+        """(3, h_i, w_i) each -> one tensor of a size that the backbone takes."""
+        return ImageList.from_tensors(images, **padding_of(self.backbone))
 
     def network_outputs(self, images: ImageList) -> dict:
         """

@@ -3,18 +3,21 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from detectron2_ddetr import Trainer, build_optimizer
+from detectron2_ddetr import Trainer, build_optimizer, load_config, model_zoo
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.errors import InputError
-from detectron2_ddetr.toolbox import TOOLBOX, DefaultTrainer
+from detectron2_ddetr.toolbox import TOOLBOX, DefaultTrainer, build_model
 
 from .conftest import ROOT, small_cfg
 from .test_cross_toolbox import write_dataset
+from .test_gradients import BATCHES, without_gradient
 
 needs_detectron2 = pytest.mark.skipif(
     TOOLBOX != "detectron2", reason="the README shows a project of detectron2"
@@ -97,11 +100,59 @@ def test_a_trainer_that_would_use_another_optimizer_is_refused(tmp_path):
         *("MODEL.BACKBONE.FREEZE_AT", 0, "DATALOADER.NUM_WORKERS", 0),
     )
     for trainer in (DefaultTrainer, Loads):
-        for clip in ("full_model", "norm"):
-            cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip
-            with pytest.raises(InputError) as error:
-                trainer(cfg)
-            for words in (trainer.__name__, "detectron2_ddetr.Trainer(cfg)", "build_optimizer("):
-                assert words in str(error.value)
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+        with pytest.raises(InputError) as error:
+            trainer(cfg)
+        for words in (trainer.__name__, "detectron2_ddetr.Trainer(cfg)", "build_optimizer("):
+            assert words in str(error.value)
     assert type(Optimizes(cfg).optimizer) is type(Trainer(cfg).optimizer)
+
+
+def test_operator():
+    """Both entries, as they are called there."""
+    code = block("output = ms_deform_attn(value")
+    sizes = torch.tensor([(100, 167), (50, 84)])
+    shape = (1, 3, 2, 2, 4)  # N, Q, M, L, P
+    flat = (1, 3, 2, 8)
+    names = {
+        "value": torch.rand(1, int(sizes.prod(1).sum()), 2, 4),
+        "spatial_shapes": sizes,
+        "sampling_locations": torch.rand(*shape, 2),
+        "attention_weights": torch.rand(shape),
+        "reference_points": torch.rand(1, 3, 2, 2),
+        "offsets": torch.rand(*flat, 2),
+        "logits": torch.rand(flat),
+    }
+    exec(code, names)
+    assert names["output"].shape == (1, 3, 8)
+
+
+@needs_detectron2
+def test_feature_pyramid():
+    """Every parameter is trained: what is read needs all of that pyramid."""
+    (code,) = (code for code in blocks("") if "build_resnet_fpn_backbone" in code)
+    words = shlex.split(code.replace("\\\n", " "))
+    assert words[:3] == ["ddetr", "train", "--config-file"]
+    opts = [*words[4:], *THIN, "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    model = build_model(load_config(model_zoo.get_config_file(words[3]), opts)).train()
+    assert all(p.requires_grad for p in model.parameters())
+    for batch in BATCHES.values():
+        assert without_gradient(model, batch()) == []
+
+
+@needs_detectron2
+def test_lazy_config(tmp_path):
+    """Thinner, but otherwise as it stands there."""
+    from detectron2.config import LazyConfig, instantiate
+
+    (tmp_path / "swin.py").write_text(block("# swin.py"), encoding="utf-8")
+    cfg = LazyConfig.load(str(tmp_path / "swin.py"))
+    thin = ["backbone.embed_dim=12", "backbone.depths=[1,2,1,1]", "backbone.num_heads=[1,2,2,2]"]
+    thin += ["head.input_proj.in_channels=[24,48,96]", "head.transformer.num_encoder_layers=1"]
+    thin += ["head.transformer.num_decoder_layers=2", "head.num_queries=12"]
+    cfg = LazyConfig.apply_overrides(cfg, [f"model.{override}" for override in thin])
+    model = instantiate(cfg.model).train()
+    for batch in BATCHES.values():
+        assert without_gradient(model, batch()) == []
+    with torch.no_grad():
+        (result,) = model.eval()(BATCHES["boxes"]()[:1])
+    assert len(result["instances"]) > 0

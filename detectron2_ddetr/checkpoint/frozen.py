@@ -39,6 +39,7 @@ def check_frozen_layers(model: nn.Module) -> None:
         if isinstance(layer, _LAYERS)
         and not layer.weight.requires_grad
         and not getattr(layer, "weight_was_loaded", False)
+        and not getattr(layer, "is_unread", False)
         and not _norms_are_trained(model, name)
     ]
     if names:

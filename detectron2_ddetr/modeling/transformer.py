@@ -259,7 +259,9 @@ class DeformableTransformer(nn.Module):
                 for _ in range(num_decoder_layers)
             ]
         )
-        self.level_embed = nn.Parameter(torch.empty(n_levels, d_model))
+        # The encoder alone reads it: without one there would be no gradient.
+        level_embed = torch.empty(n_levels, d_model)
+        self.level_embed = nn.Parameter(level_embed, requires_grad=num_encoder_layers > 0)
         self.make_query_layers()
         self.reset_parameters()
 

@@ -1,0 +1,77 @@
+"""Parts of a backbone that no map depends on which is read."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+class _Gradients(nn.Module):
+    """Forward and backward in one call."""
+
+    def __init__(self, backbone: nn.Module, names: Sequence[str]):
+        super().__init__()
+        self.backbone, self.names = backbone, names
+
+    def forward(self, image: Tensor) -> None:
+        maps = self.backbone(image)
+        loss = sum(maps[name].sum() for name in self.names)
+        if loss.requires_grad:
+            loss.backward()
+
+
+def freeze_unread(backbone: nn.Module, names: Sequence[str], image: Tensor) -> None:
+    """
+    Freezes the parameters that get no gradient: the outputs of a feature pyramid for levels that
+    nobody reads, the last stage of a ResNet whose map is not read.
+
+    Processes that train together wait for the gradient of every parameter that is not frozen, and
+    the optimiser keeps a state of each. Which get none is tried on the device "meta", where
+    nothing is computed and nothing is changed.
+
+    Args:
+        backbone: its modules that own such a parameter get `is_unread` = True.
+        names: of the maps that are read.
+        image: (1, C, H, W) on "meta", of a size that the backbone takes.
+    """
+    probe = _Gradients(backbone, names)
+    tensors = {
+        name: torch.empty_like(x, device="meta", requires_grad=x.requires_grad)
+        for kind in (probe.named_parameters(), probe.named_buffers())
+        for name, x in kind
+    }
+    modes = {module: module.training for module in probe.modules()}
+    try:
+        probe.eval()
+        torch.func.functional_call(probe, tensors, (image,))
+    except RuntimeError as error:  # torch's of what "meta" cannot do
+        logger.warning(
+            "which parameters of the backbone get no gradient cannot be found out, since it does "
+            'not run on the device "meta": %s',
+            str(error).partition("\n")[0],
+        )
+        return
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    unread = [
+        name
+        for name, x in probe.named_parameters()
+        if x.requires_grad and tensors[name].grad is None
+    ]
+    for name in unread:
+        owner, _, parameter = name.rpartition(".")
+        module = probe.get_submodule(owner)
+        module.get_parameter(parameter).requires_grad_(False)
+        module.is_unread = True
+    if unread:
+        logger.info(
+            "%d parameters of the backbone are frozen, the first %s, since none of the maps %s "
+            "depends on them",
+            len(unread),
+            unread[0],
+            list(names),
+        )
