@@ -97,11 +97,25 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _visualize(args: argparse.Namespace) -> None:
     read_run(args)
     setup_logger(name="detectron2_ddetr")
+    if args.output:
+        _require_folder(args.output, make=True)
     cfg = run.load(args)
     visualize_run(cfg, args.output or cfg.OUTPUT_DIR, args.num_images, args.score_threshold)
 
 
+def _require_folder(folder: str, *, make: bool = False) -> None:
+    """Before work is done that is to be written there."""
+    try:
+        if make:
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {folder!r} cannot be made: {error.strerror}") from error
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InputError(f"folder {folder!r} does not exist, or cannot be written to")
+
+
 def _convert(args: argparse.Namespace) -> None:
+    _require_folder(os.path.dirname(os.path.abspath(args.converted)))
     setup_logger(name="detectron2_ddetr")
     official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
 

@@ -270,3 +270,16 @@ def test_two_processes_say_it_without_a_traceback(tmp_path):
 def test_explained_errors_are_those_that_callers_expect():
     for kind in ExplainedError.__subclasses__():
         assert issubclass(kind, (ValueError, FileNotFoundError, FloatingPointError)), kind
+
+
+def test_files_and_folders_that_are_not_there(tmp_path):
+    """Found out before any work is done, and said in one line."""
+    (tmp_path / "file").touch()
+    file, missing, out = (str(tmp_path / x) for x in ("file", "no.pth", "out.pth"))
+    for words, message in (
+        (["convert", missing, out], "no.pth does not exist"),
+        (["convert", file, str(tmp_path / "no" / "out.pth")], "does not exist, or"),
+        (["visualize", "--config-file", "quick_start.yaml", "--output", f"{file}/x"], "be made"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            cli.main(words)

@@ -25,9 +25,9 @@ def started(monkeypatch):
     return calls
 
 
-def arguments(num_gpus=1, num_machines=1):
+def arguments(num_gpus=1, num_machines=1, machine_rank=0):
     return SimpleNamespace(
-        num_gpus=num_gpus, num_machines=num_machines, machine_rank=0, dist_url="auto"
+        num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank, dist_url="auto"
     )
 
 
@@ -97,3 +97,13 @@ def test_torchrun_and_num_gpus_contradict(started, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="leave --num-gpus"):
         launch.run_in_processes(print, arguments(num_gpus=2))
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 1, 0), (-1, 1, 0), (1, 0, 0), (1, 1, 3), (1, 2, 2), (1, 1, -1)]
+)
+def test_numbers_that_cannot_be(started, numbers):
+    """Nothing would be started, or waited for without end."""
+    with pytest.raises(InputError, match="--num-gpus .* must be at least 1"):
+        launch.run_in_processes(print, arguments(*numbers))
+    assert not started

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, MissingFileError
 from .pickled import NotDataError, load_pickle
 
 # Official checkpoints carry the command line they were trained with. It is a plain container;
@@ -42,9 +42,12 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     Read a file of `torch.save`, or a `.pkl` of numpy arrays, without running code from it.
 
     Raises:
+        MissingFileError: when there is no such file.
         InputError: when the file is damaged, is no checkpoint, or holds objects other than
             tensors and plain data.
     """
+    if not os.path.isfile(path):
+        raise MissingFileError(f"checkpoint {path} does not exist; correct its path")
     with open(path, "rb") as f:
         start = f.read(64)
     try:

@@ -29,9 +29,15 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
     machine. Otherwise they are started here: `args.num_gpus` on each of `args.num_machines`.
 
     Raises:
-        InputError: when both are to start processes, or a launcher whose processes would not find
-            each other has started several.
+        InputError: when both are to start processes, when a launcher whose processes would not find
+            each other has started several, or for numbers that cannot be.
     """
+    if args.num_gpus < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines} and --machine-rank "
+            f"{args.machine_rank}: the first two must be at least 1, and the machines are numbered "
+            "from 0 on"
+        )
     several = args.num_gpus * args.num_machines > 1
     world_size = int(os.environ.get("WORLD_SIZE") or 1)
     # Clusters set WORLD_SIZE for whoever starts the processes; LOCAL_RANK is set by who has.
