@@ -14,7 +14,7 @@ import yaml
 from detectron2_ddetr import cli, load_config, model_zoo
 from detectron2_ddetr.data.given_datasets import use_given_datasets
 from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, explained
-from detectron2_ddetr.toolbox import DatasetCatalog, MetadataCatalog
+from detectron2_ddetr.toolbox import DatasetCatalog, MetadataCatalog, setup_logger
 
 from .conftest import CONFIGS, DATA, ROOT
 from .test_training import TINY, shapes  # noqa: F401  (a fixture)
@@ -32,6 +32,16 @@ def catalogs(monkeypatch):
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Each test logs to its own output: the handlers of a command keep that of their test."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "detectron2_ddetr"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
 
 
 def config(*opts):
