@@ -160,14 +160,15 @@ class SetDetector(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """
-        Normalise, then pad right and bottom with zeros, the mean colour.
+        Normalise, then pad right and bottom with zeros, the mean colour; in the type of the
+        weights, which `pixel_mean` follows.
 
         Raises:
             InputError: see :func:`check_images`.
         """
         if not torch.jit.is_tracing():  # which would take the sizes for constants
             check_images(batched_inputs, len(self.pixel_mean))
-        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [x["image"].to(self.pixel_mean) for x in batched_inputs]
         return self.pad([(image - self.pixel_mean) / self.pixel_std for image in images])
 
     def pad(self, images: list[Tensor]) -> ImageList:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .precision import at_least_float32
 from .targets import check_targets
 
 Targets = list[dict[str, Tensor]]
@@ -119,9 +120,8 @@ class SetCriterion(nn.Module):
     def task_losses(self, task: LossTask, num_boxes: Tensor) -> dict[str, Tensor]:
         """Unweighted losses of one task."""
         indices = task.matcher(task.outputs, task.targets)
-        dtype = torch.promote_types(task.outputs["pred_boxes"].dtype, torch.float32)
-        logits = task.outputs["pred_logits"].to(dtype)
-        boxes = task.outputs["pred_boxes"].to(dtype)
+        logits = at_least_float32(task.outputs["pred_logits"])
+        boxes = at_least_float32(task.outputs["pred_boxes"])
 
         device = logits.device
         image_idx = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(indices)])
@@ -131,7 +131,7 @@ class SetCriterion(nn.Module):
             for t, (_, j) in zip(task.targets, indices)
         ]
         labels = torch.cat([label for label, _ in matched])
-        target_boxes = torch.cat([box for _, box in matched]).to(dtype)
+        target_boxes = torch.cat([box for _, box in matched]).to(boxes.dtype)
         if task.suffix == "":
             wrong = logits.detach()[image_idx, query_idx].argmax(-1) != labels
             # 100 where there is nothing to match, as in the official logs.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .box_ops import shift_box
 from .position_encoding import PositionEmbeddingSine
+from .precision import at_least_float32
 from .transformer import DeformableTransformer
 
 
@@ -203,10 +204,10 @@ class DeformableDETRHead(nn.Module):
         Sec. 4.2) or the same points again.
 
         Returns:
-            boxes: (N, Q, 4), (cx, cy, w, h) in the valid image, float32.
+            boxes: (N, Q, 4), (cx, cy, w, h) in the valid image, at least float32.
             reference_points: (N, Q, 2 or 4).
         """
-        delta = self.bbox_embed[layer](query).float()
+        delta = at_least_float32(self.bbox_embed[layer](query))
         boxes = shift_box(delta, reference_points, self.inverse_sigmoid_eps)
         # Detached: each layer learns its own correction only.
         return boxes, boxes.detach() if self.with_box_refine else reference_points

@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .precision import at_least_float32
 from .targets import check_targets
 
 #: What a pair costs whose prediction is not finite: more than any finite one.
@@ -105,8 +106,7 @@ class HungarianMatcher(nn.Module):
             ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
         check_targets(outputs, targets)
-        dtype = torch.promote_types(outputs["pred_boxes"].dtype, torch.float32)
-        logits, boxes = outputs["pred_logits"].to(dtype), outputs["pred_boxes"].to(dtype)
+        logits, boxes = (at_least_float32(outputs[key]) for key in ("pred_logits", "pred_boxes"))
         costs = [self.cost(*image) for image in zip(logits, boxes, targets)]
         # One transfer for the whole batch; cross-image blocks are never computed.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()

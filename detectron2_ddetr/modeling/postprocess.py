@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .box_ops import box_cxcywh_to_xyxy
+from .precision import at_least_float32
 from .tracing import at_most
 
 
@@ -30,9 +31,10 @@ def sigmoid_topk(
     if num_detections < 1:
         raise ValueError(f"num_detections must be at least 1, got {num_detections}")
     num_classes = pred_logits.shape[2]
-    probability = pred_logits.float().sigmoid().flatten(1)  # (N, Q * K)
+    probability = at_least_float32(pred_logits).sigmoid().flatten(1)  # (N, Q * K)
     # Differs from the official code: fewer pairs than detections are no error.
     scores, index = probability.topk(at_most(num_detections, probability.shape[1]), dim=1)
     query = index // num_classes
-    boxes = box_cxcywh_to_xyxy(pred_boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
+    boxes = box_cxcywh_to_xyxy(at_least_float32(pred_boxes))
+    boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     return scores, index % num_classes, boxes

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .memory import Memory, cell_centres, flatten_maps, to_levels
 from .ms_deform_attn import MSDeformAttn
+from .precision import at_least_float32
 
 #: (layer, query (N, Q, C), reference_points (N, Q, 2 or 4)) -> boxes (N, Q, 4) of that layer,
 #: reference_points of the next one.
@@ -295,7 +296,11 @@ class DeformableTransformer(nn.Module):
         level_embed = self.level_embed.unbind()
         if len(maps) != len(level_embed):
             raise ValueError(f"got {len(maps)} levels, the transformer has {len(level_embed)}")
-        pos_embeds = [pos + level.view(1, -1, 1, 1) for pos, level in zip(pos_embeds, level_embed)]
+        # In the type of the weights, which the encoder multiplies them with.
+        pos_embeds = [
+            pos.to(level.dtype) + level.view(1, -1, 1, 1)
+            for pos, level in zip(pos_embeds, level_embed)
+        ]
         return self.encoder(Memory.from_maps(maps, padding_masks), flatten_maps(pos_embeds))
 
     def initial_queries(
@@ -314,6 +319,6 @@ class DeformableTransformer(nn.Module):
             half.contiguous()[None].expand(num_images, -1, -1)
             for half in query_embed.split(self.d_model, dim=1)
         )
-        # float32 under autocast: a reference must not be rounded to 16 bits.
-        reference_points = self.reference_points(query_pos).float().sigmoid()
+        # A reference must not be rounded to 16 bits.
+        reference_points = at_least_float32(self.reference_points(query_pos)).sigmoid()
         return QuerySet(content, query_pos, reference_points)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .memory import Memory, cell_centres
 from .position_encoding import box_position_encoding
+from .precision import at_least_float32
 from .tracing import at_most
 from .transformer import DeformableTransformer, QuerySet, ScoreTokens
 
@@ -42,7 +43,7 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         proposal_logits, usable = proposals(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
         class_logits, deltas = score_tokens(self.enc_output_norm(self.enc_output(tokens)))
-        box_logits = deltas.float() + proposal_logits
+        box_logits = at_least_float32(deltas) + proposal_logits
 
         # Differs from the official code: where an image has fewer tokens than queries, all of
         # them become queries, because the official top-k crashes there.

@@ -1,0 +1,9 @@
+"""What is never computed in 16 bits, whatever the weights or an autocast say."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
