@@ -102,9 +102,12 @@ def assert_same_run(resumed, reference):
 
 
 def wait_for(process, output, iteration):
-    """Until a checkpoint of at least this iteration is there."""
+    """Until the last checkpoint, from which --resume goes on, is of at least this iteration."""
     deadline = time.monotonic() + 120
-    while not list(output.glob(f"model_{iteration:07d}.pth")):
+    tag = output / "last_checkpoint"
+    while not tag.exists() or tag.read_text() in (
+        "model_initial.pth", *(f"model_{i:07d}.pth" for i in range(iteration))
+    ):  # fmt: skip
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
 
