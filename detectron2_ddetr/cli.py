@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from . import model_zoo
 from .checkpoint import official
+from .checkpoint.files import last_checkpoint
 from .collect_env import describe_environment
 from .data.coco_json import check_coco_json
 from .data.given_datasets import add_dataset_argument
@@ -82,8 +83,7 @@ def read_run(args: argparse.Namespace, output: str = "") -> None:
                 f"{folder} has no {name}, so it is not the folder of a run; that is what "
                 "OUTPUT_DIR was in training"
             )
-    with open(os.path.join(folder, "last_checkpoint"), encoding="utf-8") as file:
-        weights = os.path.join(folder, file.read().strip())
+    weights = last_checkpoint(folder)
     args.config_file = os.path.join(folder, "config.yaml")
     args.opts = ["OUTPUT_DIR", os.path.join(folder, output), "MODEL.WEIGHTS", weights, *args.opts]
 

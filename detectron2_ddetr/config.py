@@ -1,16 +1,13 @@
 """Config keys of the family; their defaults are the multi-scale Deformable DETR of the paper."""
 
-import functools
-import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from numbers import Real
 from typing import Any
 
 import yaml
 
+from .config_rules import check_config
 from .errors import InputError, MissingFileError, UnknownKeyError
 from .toolbox import CfgNode, get_cfg
 
@@ -21,35 +18,6 @@ _RENAMED = {
     "MODEL.DETR.L1_WEIGHT": "MODEL.DETR.LOSS_BBOX_WEIGHT",
     "MODEL.DETR.GIOU_WEIGHT": "MODEL.DETR.LOSS_GIOU_WEIGHT",
     "MODEL.DETR.COST_L1": "MODEL.DETR.COST_BBOX",
-}
-
-_ABOVE_0 = math.ulp(0.0)
-_MOST = sys.float_info.max
-
-#: From where to where the numbers of a key may lie; of a list, each of them.
-_RANGES = {
-    # fmt: off
-    **dict.fromkeys(
-        [f"MODEL.DETR.{key}" for key in (
-            "NUM_CLASSES", "NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS",
-            "ENC_N_POINTS", "DEC_N_POINTS")]
-        + ["INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
-           "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE"],
-        (1, _MOST),
-    ),
-    **dict.fromkeys(
-        [f"MODEL.DETR.{key}" for key in (
-            "ENC_LAYERS", "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS",
-            "COST_BBOX", "COST_GIOU")]
-        + ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.CROP_RESIZE_SIZES",
-           "SOLVER.WEIGHT_DECAY", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.LINEAR_PROJ_MULTIPLIER",
-           "DATALOADER.NUM_WORKERS"],
-        (0, _MOST),
-    ),
-    "MODEL.DETR.DROPOUT": (0, 1),
-    "MODEL.PIXEL_STD": (_ABOVE_0, _MOST),
-    "SOLVER.BASE_LR": (_ABOVE_0, _MOST),
-    # fmt: on
 }
 
 
@@ -218,8 +186,9 @@ def _unknown(key: str, cfg: CfgNode) -> str:
     """Says that a key does not exist, and which may have been meant."""
     keys = [name for name, _ in leaves(cfg)]
     ends = {name.split(".")[-1]: name for name in keys}
-    near = get_close_matches(key, keys, n=2, cutoff=0.75)
-    near += [ends[e] for e in get_close_matches(key.split(".")[-1], ends, n=2, cutoff=0.75)]
+    wanted = key.upper()
+    near = get_close_matches(wanted, keys, n=2, cutoff=0.75)
+    near += [ends[e] for e in get_close_matches(wanted.split(".")[-1], ends, n=2, cutoff=0.75)]
     said = f"there is no key {key}"
     return f"{said}; did you mean {' or '.join(dict.fromkeys(near))}?" if near else said
 
@@ -231,51 +200,3 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def check_config(cfg: CfgNode) -> None:
-    """
-    Reject contradictory keys before anything is built.
-
-    Raises:
-        InputError: naming the keys, their values and the remedy.
-    """
-    if "DETR" not in cfg.MODEL:
-        raise InputError("the config has no MODEL.DETR: call add_deformable_detr_config(cfg) first")
-    for key, (lowest, highest) in _RANGES.items():
-        _check_range(key, functools.reduce(getattr, key.split("."), cfg), lowest, highest)
-    node = cfg.MODEL.DETR
-    prefix = "MODEL.DETR"
-    if node.TWO_STAGE and not node.WITH_BOX_REFINE:
-        raise InputError(
-            f"{prefix}.TWO_STAGE is True but {prefix}.WITH_BOX_REFINE is False: proposals are "
-            "boxes, which only refinement can use. Set WITH_BOX_REFINE to True"
-        )
-    if node.HIDDEN_DIM % node.NHEADS or node.HIDDEN_DIM % 32:
-        raise InputError(
-            f"{prefix}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be divisible by NHEADS "
-            f"({node.NHEADS}) and by 32 (groups of the GroupNorm)"
-        )
-    if node.NUM_FEATURE_LEVELS < len(node.IN_FEATURES):
-        raise InputError(
-            f"{prefix}.NUM_FEATURE_LEVELS ({node.NUM_FEATURE_LEVELS}) is less than the number of "
-            f"IN_FEATURES {list(node.IN_FEATURES)}: drop features or add levels"
-        )
-    if node.FOCAL_ALPHA != -1:  # which is no weighting
-        _check_range(f"{prefix}.FOCAL_ALPHA", node.FOCAL_ALPHA, 0, 1)
-    if not node.COST_CLASS + node.COST_BBOX + node.COST_GIOU:
-        raise InputError(f"{prefix}.COST_CLASS, COST_BBOX and COST_GIOU are all 0: set one higher")
-    if cfg.INPUT.RESIZE_RULE not in ("truncate", "round"):
-        raise InputError(
-            f"INPUT.RESIZE_RULE must be 'truncate' or 'round', got {cfg.INPUT.RESIZE_RULE!r}"
-        )
-
-
-def _check_range(key: str, value: Any, lowest: float, highest: float) -> None:
-    """Raises InputError for numbers beyond, and for what is no number."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if all(isinstance(x, Real) and lowest <= x <= highest for x in values):
-        return
-    rule = "above 0" if lowest == _ABOVE_0 else f"at least {lowest}"
-    rule = rule if highest == _MOST else f"from {lowest} to {highest}"
-    raise InputError(f"{key} must be {rule}, got {value!r}")

@@ -32,6 +32,10 @@ class MissingFileError(ExplainedError, FileNotFoundError):
     """A file or folder that was named does not exist."""
 
 
+class UnsupportedError(ExplainedError, NotImplementedError):
+    """It needs detectron2, which is not installed."""
+
+
 class NonFiniteError(ExplainedError, FloatingPointError):
     """Training met a loss or a gradient that is not finite."""
 

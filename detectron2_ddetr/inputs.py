@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, NonFiniteError
 from .modeling.targets import target_fault
 from .toolbox import Boxes, Instances
 
@@ -95,6 +95,20 @@ def check_ground_truth(
                 f"{describe(number, sample)}: {fault}. Made of gt_classes, numbers below "
                 "MODEL.DETR.NUM_CLASSES, and gt_boxes, (x0, y0, x1, y1) in pixels of 'image', "
                 f"{width} wide and {height} high"
+            )
+
+
+def check_detections(batched_inputs: list[dict[str, Any]], results: list[Instances]) -> None:
+    """
+    Raises:
+        NonFiniteError: names the image of whose detections not all numbers are finite.
+    """
+    for number, (sample, result) in enumerate(zip(batched_inputs, results)):
+        if not (result.pred_boxes.tensor.isfinite().all() and result.scores.isfinite().all()):
+            raise NonFiniteError(
+                f"{describe(number, sample)}: its detections are NaN or infinite, so the weights "
+                "of the model are, or its arithmetic overflows: take an earlier checkpoint, or "
+                "compute in float32"
             )
 
 

@@ -11,9 +11,9 @@ from .backbones.unread import freeze_unread
 from .build import build_criterion, build_head, registered
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
-from .config import check_config
+from .config_rules import check_config
 from .errors import InputError
-from .inputs import check_ground_truth, check_images, check_instances
+from .inputs import check_detections, check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
@@ -128,6 +128,7 @@ class SetDetector(nn.Module):
         Raises:
             InputError: names the image, by its "file_name" where it has one, and what of it is
                 missing or cannot be.
+            NonFiniteError: names the image whose detections are NaN or infinite.
         """
         if self.training and torch.is_grad_enabled() and not self._frozen_layers_are_checked:
             check_frozen_layers(self)
@@ -147,6 +148,8 @@ class SetDetector(nn.Module):
         # Differs from the official code: detector_postprocess clips boxes to the image and drops
         # empty ones, because that is what users of detectron2 rely on.
         results = self.inference(outputs, images.image_sizes)
+        if not torch.jit.is_tracing():
+            check_detections(batched_inputs, results)
         return [
             {
                 "instances": detector_postprocess(
@@ -244,13 +247,20 @@ def channels_of(backbone: Backbone, in_features: Sequence[str], name: str) -> li
         name: of the backbone, for messages.
 
     Raises:
-        InputError: names those that the backbone does not give, and what it gives.
+        InputError: names those that the backbone does not give, and what it gives; also for maps
+            that are not in order.
     """
     shapes = backbone.output_shape()
     if isinstance(in_features, str) or not in_features or not set(in_features) <= set(shapes):
         raise InputError(
             "in_features (MODEL.DETR.IN_FEATURES) must be a list of outputs of the backbone "
             f"{name}, which has {sorted(shapes)}, got {in_features!r}"
+        )
+    strides = [shapes[feature].stride for feature in in_features]
+    if len(set(in_features)) < len(in_features) or strides != sorted(strides):
+        raise InputError(
+            "in_features (MODEL.DETR.IN_FEATURES) must go from high to low resolution, each once, "
+            f"got {list(in_features)} with strides {strides}"
         )
     return [shapes[feature].channels for feature in in_features]
 

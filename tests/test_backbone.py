@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from torchvision.models import resnet50
 
 from detectron2_ddetr.checkpoint.torchvision import convert_torchvision_state_dict
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import TOOLBOX, build_backbone, build_model
 
 from .conftest import small_cfg
@@ -125,3 +126,31 @@ def test_feature_pyramid_of_detectron2():
         (result,) = model([{"image": torch.rand(3, 70, 101) * 255}])
     assert result["instances"].image_size == (70, 101)
     assert len(result["instances"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["DEPTH", 49], "DEPTH must be one of 18, 34, 50, 101, 152, got 49"),
+        (["DEPTH", 34, "RES2_OUT_CHANNELS", 256], "DEPTH 34 needs RES2_OUT_CHANNELS 64"),
+        (["RES5_DILATION", 4], "RES5_DILATION must be one of 1, 2, got 4"),
+        (["NORM", "batch"], "NORM must be one of 'FrozenBN', .*got 'batch'"),
+        (["NORM", "GN", "STEM_OUT_CHANNELS", 48], "STEM_OUT_CHANNELS .48.*divisible by 32"),
+        (["NUM_GROUPS", 0], "NUM_GROUPS must be at least 1"),
+        (["OUT_FEATURES", "['res6']"], "OUT_FEATURES must name some of .*res5, got .'res6'"),
+        (["OUT_FEATURES", "[]"], "OUT_FEATURES must name some"),
+    ],
+)
+def test_values_that_make_no_resnet(opts, words):
+    pairs = [f"MODEL.RESNETS.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
+    with pytest.raises(InputError, match=words):
+        build_backbone(small_cfg(*pairs))
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_a_backbone_with_frozen_stages_loads_its_own_weights(norm):
+    """BatchNorm that is frozen keeps its counter of batches."""
+    cfg = small_cfg("MODEL.RESNETS.NORM", norm, "MODEL.BACKBONE.FREEZE_AT", 2)
+    state = build_backbone(cfg).state_dict()
+    assert ("stem.conv1.norm.num_batches_tracked" in state) == (norm == "BN")
+    build_backbone(cfg).load_state_dict(state)

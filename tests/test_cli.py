@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from detectron2_ddetr import cli, load_config, model_zoo
+from detectron2_ddetr.checkpoint.checkpointer import Checkpointer
 from detectron2_ddetr.data.given_datasets import use_given_datasets
 from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, explained
 from detectron2_ddetr.toolbox import DatasetCatalog, MetadataCatalog, setup_logger
@@ -183,6 +184,41 @@ def test_without_a_gpu_the_remedy_is_said(tmp_path):
         cli.main(["train", "--config-file", name, "OUTPUT_DIR", str(tmp_path / "o")])
 
 
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("meta", "cannot compute on here"),
+        ("mps", "cannot compute on here"),
+        ("gpu", "is no device: set cuda, or cpu"),
+        ("", "is no device"),
+    ],
+)
+def test_devices_that_cannot_be(tmp_path, device, words):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    opts = ["MODEL.DEVICE", device, "OUTPUT_DIR", str(tmp_path / "o")]
+    with pytest.raises(SystemExit, match=f"MODEL.DEVICE .*{words}"):
+        cli.main(["train", "--config-file", "quick_start.yaml", *opts])
+
+
+def test_an_option_of_data_sets_that_is_cut_short(capsys):
+    """The key after it would be taken for the folder of images."""
+    words = ["--config-file", "quick_start.yaml", "--dataset", "cats", "train.json"]
+    with pytest.raises(SystemExit):
+        cli.main(["train", *words, "DATASETS.TRAIN", "cats"])
+    assert "DATASETS.TRAIN is a config key, so NAME, JSON or IMAGES is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"a\0b"])
+def test_a_tag_that_names_no_checkpoint(tmp_path, content):
+    (tmp_path / "config.yaml").write_text("VERSION: 2\n")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(SystemExit, match="^error: .*last_checkpoint: .*write the name of a check"):
+        cli.main(["eval", str(tmp_path)])
+    with pytest.raises(InputError, match="last_checkpoint"):
+        Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).get_checkpoint_file()
+
+
 def test_weights_that_would_not_be_read_are_refused(tmp_path):
     words = ["--config-file", "quick_start.yaml", "--resume", "OUTPUT_DIR", str(tmp_path)]
     with pytest.raises(SystemExit, match="MODEL.WEIGHTS and --resume.*leave one out"):
@@ -278,8 +314,9 @@ def test_two_processes_say_it_without_a_traceback(tmp_path):
 
 
 def test_explained_errors_are_those_that_callers_expect():
+    builtin = (ValueError, FileNotFoundError, FloatingPointError, NotImplementedError)
     for kind in ExplainedError.__subclasses__():
-        assert issubclass(kind, (ValueError, FileNotFoundError, FloatingPointError)), kind
+        assert issubclass(kind, builtin), kind
 
 
 def test_files_and_folders_that_are_not_there(tmp_path):

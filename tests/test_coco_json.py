@@ -172,7 +172,7 @@ def test_register(registered, folder):
     register_coco_json("coco_json_test", str(registered), str(folder))
     with pytest.raises(InputError, match="'coco_json_test' is registered with json_file .*another"):
         register_coco_json("coco_json_test", str(registered), str(folder / "elsewhere"))
-    with pytest.raises(MissingFileError, match="gone.json: the annotation file does not exist"):
+    with pytest.raises(MissingFileError, match="gone.json: .* not exist; .*DETECTRON2_DATASETS"):
         register_coco_json("coco_json_gone", "gone.json", "")
     assert "coco_json_gone" not in DatasetCatalog
 

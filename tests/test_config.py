@@ -3,13 +3,20 @@
 import math
 
 import pytest
+import torch
 import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from detectron2_ddetr import add_deformable_detr_config, load_config
-from detectron2_ddetr.config import check_config
-from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, UnknownKeyError
-from detectron2_ddetr.toolbox import get_cfg
+from detectron2_ddetr import Trainer, add_deformable_detr_config, load_config
+from detectron2_ddetr.config_rules import check_config, check_trainer_config
+from detectron2_ddetr.errors import (
+    ExplainedError,
+    InputError,
+    MissingFileError,
+    UnknownKeyError,
+    UnsupportedError,
+)
+from detectron2_ddetr.toolbox import META_ARCH_REGISTRY, TOOLBOX, get_cfg
 
 from .conftest import CONFIGS, small_cfg
 
@@ -181,6 +188,10 @@ RANGES = {
     "SOLVER.LINEAR_PROJ_MULTIPLIER": (-0.1, 0.0), "SOLVER.WEIGHT_DECAY": (-0.1, 0.0),
     "SOLVER.IMS_PER_BATCH": (0, 1), "SOLVER.MAX_ITER": (0, 1), "SOLVER.CHECKPOINT_PERIOD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
+    **{f"SOLVER.{key}": (-0.1, 0.0) for key in (
+        "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "BASE_LR_END", "GAMMA", "WARMUP_FACTOR")},
+    "SOLVER.WARMUP_ITERS": (-1, 0), "SOLVER.STEPS": ((0, 5), (1, 5)),
+    "MODEL.BACKBONE.FREEZE_AT": (-1, 0), "SEED": (2**32, 2**32 - 1),
     # fmt: on
 }
 
@@ -194,6 +205,76 @@ def test_numbers_that_cannot_be(key):
     for value in values:
         with pytest.raises(InputError, match=rf"^{key} must be .*, got "):
             load_config(BASE, [key, value])
+
+
+@pytest.mark.parametrize("key", ["SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_METHOD"])
+def test_names_that_are_none_of_the_choices(key):
+    with pytest.raises(InputError, match=f"^{key} must be '.*' or '.*', got 'cosine'"):
+        load_config(BASE, [key, "cosine"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there"),
+    [
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "'WarmupCosineLR'"),
+        ("SOLVER.WARMUP_METHOD", "constant", "'linear'"),
+        ("MODEL.RESNETS.NORM", "GN", "'FrozenBN' or 'BN'"),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True], "False, False"),
+    ],
+)
+def test_what_only_detectron2_has(key, value, there):
+    if TOOLBOX == "detectron2":
+        assert load_config(BASE, [key, str(value)])
+        return
+    with pytest.raises(UnsupportedError, match=f"^{key} .* needs detectron2; .*{there}"):
+        load_config(BASE, [key, str(value)])
+
+
+def test_schedules_that_cannot_be():
+    cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR", 0.1]
+    assert load_config(BASE, [*cosine, "SOLVER.BASE_LR_END", 0.1])
+    with pytest.raises(InputError, match=r"BASE_LR_END \(0.2\) is above SOLVER.BASE_LR \(0.1\)"):
+        load_config(BASE, [*cosine, "SOLVER.BASE_LR_END", 0.2])
+    for steps in ("(30, 20)", "(30, 30)"):
+        with pytest.raises(InputError, match="SOLVER.STEPS must rise"):
+            load_config(BASE, ["SOLVER.STEPS", steps])
+
+
+#: What detectron2 knows and the trainer here would leave out; a value, and a word of the remedy.
+NOT_FOLLOWED = {
+    "MODEL.MASK_ON": (True, "boxes"),
+    "MODEL.KEYPOINT_ON": (True, "boxes"),
+    "MODEL.LOAD_PROPOSALS": (True, "makes its own"),
+    "SOLVER.REFERENCE_WORLD_SIZE": (8, "set them for your processes"),
+    "SOLVER.AMP.ENABLED": (True, "for GPUs"),
+    "TEST.AUG.ENABLED": (True, "left out"),
+    "TEST.PRECISE_BN.ENABLED": (True, "of training"),
+    "TEST.EXPECTED_RESULTS": ([["bbox", "AP", 40.0]], "tolerance"),
+    "VIS_PERIOD": (100, "ddetr visualize"),
+}
+
+
+@pytest.mark.parametrize("key", NOT_FOLLOWED)
+def test_what_the_trainer_would_not_do(key):
+    """Refused by it, but not by the model, which other trainers train as well."""
+    value, word = NOT_FOLLOWED[key]
+    check_trainer_config(load_config(BASE, ["MODEL.DEVICE", "cpu"]))
+    cfg = small_cfg(key, value)
+    check_config(cfg)
+    with pytest.raises(InputError, match=rf"{key} .*{word}"):
+        Trainer(cfg)
+
+
+def test_the_trainer_is_for_this_family():
+    with pytest.raises(InputError, match="META_ARCHITECTURE Other is not of the family"):
+        Trainer.build_model(small_cfg("MODEL.META_ARCHITECTURE", "Other"))
+    with pytest.raises(UnknownKeyError, match="'Nothing' is not registered; there is .*Deform"):
+        Trainer.build_model(small_cfg("MODEL.META_ARCHITECTURE", "Nothing"))
+
+
+@META_ARCH_REGISTRY.register()
+class Other(torch.nn.Module):
+    pass
 
 
 @pytest.mark.parametrize("value", [1.01, -0.5])

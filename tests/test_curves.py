@@ -5,6 +5,7 @@ import json
 import cv2
 import pytest
 
+from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.visualization.curves import plot_training_curves, read_metrics
 from detectron2_ddetr.visualization.text import readable
 
@@ -161,3 +162,9 @@ def test_curves(tmp_path, evaluated):
     plot_training_curves(metrics_json, str(tmp_path / "new" / "curves.png"))
     picture = cv2.imread(str(tmp_path / "new" / "curves.png"))
     assert picture.shape[1] > 1000 and picture.std() > 5
+
+
+def test_metrics_that_are_no_text(tmp_path):
+    (tmp_path / "metrics.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match="metrics.json: cannot be read"):
+        read_metrics(str(tmp_path / "metrics.json"))

@@ -111,7 +111,7 @@ def test_modeling_imports_nothing_above_it():
 FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
-    {"config", "backbones", "stock_trainer", "counters"},
+    {"config", "config_rules", "backbones", "stock_trainer", "counters"},
     {"build", "collect_env", "inputs"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detectron2_ddetr import DeformableDETR
-from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.errors import InputError, NonFiniteError
 from detectron2_ddetr.toolbox import Boxes, Instances
 
 from .test_meta_arch import MEAN, ONE_BOX, STD, fixed_model, sample
@@ -101,6 +101,20 @@ def test_missing_instances():
     assert len(MODEL.eval()(samples)) == 2
 
 
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+@pytest.mark.parametrize("field", ["pred_logits", "pred_boxes"])
+def test_detections_that_are_not_finite(monkeypatch, field, fault):
+    """Of the second image; its name is said."""
+    outputs = {"pred_logits": torch.zeros(2, 4, 3), "pred_boxes": torch.full((2, 4, 4), 0.5)}
+    monkeypatch.setattr(MODEL, "network_outputs", lambda images: outputs)
+    assert len(MODEL.eval()(batch())) == 2
+    outputs[field][1, 2] = fault
+    if field == "pred_logits" and fault == math.inf:  # whose score is 1
+        return
+    with pytest.raises(NonFiniteError, match="image 1 .*cat.jpg.*NaN or infinite.*earlier"):
+        MODEL(batch())
+
+
 def test_what_is_sound():
     """A box without area, one that sticks out of the image; pixels of any dtype."""
     boxes = [(3.0, 5.0, 3.0, 5.0), (0.0, 0.0, 50.0, 40.0), (-2.0, 30.0, 12.0, 42.0)]
@@ -116,6 +130,8 @@ def test_what_is_sound():
         ({"in_features": ["fine", "p7"]}, "in_features .*TinyBackbone.*coarse.*p7"),
         ({"in_features": "fine"}, "must be a list"),
         ({"in_features": []}, "must be a list"),
+        ({"in_features": ["coarse", "fine"]}, "from high to low resolution.*strides .12, 6"),
+        ({"in_features": ["fine", "fine"]}, "each once"),
         ({"pixel_std": [1.0, 0.0, 1.0]}, "pixel_std above 0"),
         ({"pixel_std": STD[:2]}, "a number for each channel"),
         ({"num_detections": 0}, "at least 1, got 0"),

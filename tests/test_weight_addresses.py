@@ -11,6 +11,8 @@ from .test_checkpoint import build, same, saved, snapshot  # noqa: F401
     "address, words",
     [
         ("http://127.0.0.1:9/r50.pth", "cannot be downloaded.*refused.*MODEL.WEIGHTS to the copy"),
+        ("catalog://nothing", "MODEL.WEIGHTS to the copy"),
+        ("catalog://ImageNetPretrained/none", "MODEL.WEIGHTS to the copy"),
         ("nowhere://r50.pth", "such addresses.*MODEL.WEIGHTS to the copy"),
     ],
 )

@@ -11,7 +11,13 @@ from torch import nn
 from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
 from .class_names import CLASS_NAMES, class_names_of, difference_of_names
-from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
+from .files import (
+    REFINES,
+    last_checkpoint,
+    load_checkpoint_file,
+    model_state_dict,
+    save_atomically,
+)
 from .fit import check_refinement, check_state_dict
 from .reading import read_state_dict
 
@@ -67,9 +73,12 @@ class Checkpointer(DetectionCheckpointer):
         for abandoned in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth.tmp")):
             os.remove(abandoned)  # by a run that was killed while it was saving
 
+    def get_checkpoint_file(self) -> str:
+        return last_checkpoint(self.save_dir) or ""
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{path}.tmp", "w") as f:
+        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
             f.write(last_filename_basename)
             f.flush()
             os.fsync(f.fileno())
@@ -96,15 +105,16 @@ class Checkpointer(DetectionCheckpointer):
         """Where the file is on this machine; an address is downloaded first."""
         if "://" not in path:
             if not os.path.isfile(path):
+                what = "is a folder" if os.path.isdir(path) else "does not exist"
                 raise MissingFileError(
-                    f"checkpoint {path} does not exist; check MODEL.WEIGHTS, or the file "
+                    f"checkpoint {path} {what}; check MODEL.WEIGHTS, or the file "
                     "last_checkpoint in OUTPUT_DIR"
                 )
             return path
         address = path.partition("?")[0].replace("detectron2://", _DETECTRON2_FILES)
         try:
             local = self.path_manager.get_local_path(address)
-        except OSError as error:
+        except (OSError, KeyError, RuntimeError) as error:  # the latter two of a catalog:// address
             raise MissingFileError(
                 f"{path} cannot be downloaded ({error}); download it on a machine that can, and "
                 "set MODEL.WEIGHTS to the copy"

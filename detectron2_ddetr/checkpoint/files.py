@@ -36,6 +36,8 @@ _OTHER_FILES = (
 #: Names under which training programs put the state dict, the first of which is taken.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "blobs")
 
+_TAG_RULE = "write the name of a checkpoint beside it there, such as model_final.pth"
+
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
     """
@@ -47,7 +49,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             tensors and plain data.
     """
     if not os.path.isfile(path):
-        raise MissingFileError(f"checkpoint {path} does not exist; correct its path")
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise MissingFileError(f"checkpoint {path} {what}; correct its path")
     with open(path, "rb") as f:
         start = f.read(64)
     try:
@@ -148,3 +151,23 @@ def save_atomically(data: Any, path: str) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """
+    The path of the newest checkpoint in the folder of a run; None if nothing was saved there.
+
+    Raises:
+        InputError: if the file that has its name has no name.
+    """
+    tag = os.path.join(folder, "last_checkpoint")
+    if not os.path.isfile(tag):
+        return None
+    try:
+        with open(tag, encoding="utf-8") as file:
+            name = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{tag}: cannot be read ({error}); {_TAG_RULE}") from error
+    if not name or not name.isprintable():
+        raise InputError(f"{tag}: has {name!r}; {_TAG_RULE}")
+    return os.path.join(folder, name)

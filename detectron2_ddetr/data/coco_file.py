@@ -59,7 +59,13 @@ def _parse(json_file: str) -> tuple[Any, bool]:
     """The parsed file, and whether it is plain UTF-8."""
     if not os.path.isfile(json_file):
         what = "is a folder" if os.path.isdir(json_file) else "the annotation file does not exist"
-        raise MissingFileError(f"{json_file}: {what}; correct its path")
+        remedy = "correct its path"
+        if not os.path.isabs(json_file):
+            remedy = (
+                f"it is looked for in {os.getcwd()}; correct its path, or for a built-in data set "
+                "let the environment variable DETECTRON2_DATASETS name the folder of data sets"
+            )
+        raise MissingFileError(f"{json_file}: {what}; {remedy}")
     try:
         with open(json_file, "rb") as file:
             data = file.read()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import check_config
+from ..config_rules import check_config
 from ..errors import InputError
 from ..toolbox import Boxes, BoxMode, CfgNode, Instances, T, configurable
 from .augmentation import build_augmentation

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 
 from ..errors import InputError
@@ -104,12 +105,26 @@ def _register_recorded(name: str, json_file: str, images: str) -> list[str]:
     return []
 
 
+class _AddDataset(argparse.Action):
+    """Appends (name, json, images); a config key among them shows that one was left out."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value):
+                parser.error(
+                    f"--dataset {' '.join(values)}: {value} is a config key, so NAME, JSON or "
+                    "IMAGES is missing before it"
+                )
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*given, values])
+
+
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--dataset`: the arguments of :func:`register_coco_json`, once for each data set."""
     parser.add_argument(
         "--dataset",
         nargs=3,
-        action="append",
+        action=_AddDataset,
         default=[],
         metavar=("NAME", "JSON", "IMAGES"),
         help="register a COCO json and its folder of images under a name; may be repeated",

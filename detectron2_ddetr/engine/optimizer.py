@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..config import check_config
+from ..config_rules import check_config
 from ..errors import InputError
 from ..toolbox import CfgNode, get_default_optimizer_params
 

@@ -8,7 +8,9 @@ import torch
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.class_names import read_class_names
+from ..checkpoint.files import last_checkpoint
 from ..config import load_config
+from ..config_rules import check_trainer_config
 from ..data.class_names import check_datasets
 from ..data.dataset_contents import check_contents
 from ..data.given_datasets import add_dataset_argument, use_given_datasets
@@ -39,6 +41,7 @@ def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> CfgNode:
     """The config that `args` ask for, to evaluate with; its test sets are registered and sound."""
     cfg = load_config(args.config_file, args.opts)
+    check_trainer_config(cfg)
     check_device(cfg)
     return use_datasets(cfg, args, eval_only=True)
 
@@ -46,6 +49,7 @@ def load(args: argparse.Namespace) -> CfgNode:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
     cfg = load_config(args.config_file, args.opts)
+    check_trainer_config(cfg)
     check_device(cfg, args.num_gpus)
     if not args.eval_only and comm.is_main_process():
         check_run_folder(cfg.OUTPUT_DIR, args.resume)
@@ -62,6 +66,8 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     """The config with the data sets that `args` give, all of them registered and checked."""
     cfg = cfg.clone()
     cfg.defrost()
+    if eval_only and not (cfg.DATASETS.TEST or args.dataset):
+        raise InputError("DATASETS.TEST is empty: add DATASETS.TEST with the name of a data set")
     for note in use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only):
         logger.info(note)
     order = _trained_classes(cfg, getattr(args, "resume", False)) if eval_only else None
@@ -73,11 +79,7 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
 
 def _trained_classes(cfg: CfgNode, resume: bool) -> list[str] | None:
     """The names in the checkpoint to evaluate; None if it has none, or is not on this machine."""
-    path = cfg.MODEL.WEIGHTS
-    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if resume and os.path.isfile(tag):
-        with open(tag, encoding="utf-8") as file:
-            path = os.path.join(cfg.OUTPUT_DIR, file.read().strip())
+    path = (resume and last_checkpoint(cfg.OUTPUT_DIR)) or cfg.MODEL.WEIGHTS
     return read_class_names(path) if os.path.isfile(path) else None
 
 
@@ -87,9 +89,23 @@ def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
         num_gpus: how many processes are to have a GPU each.
 
     Raises:
-        InputError: when MODEL.DEVICE is a GPU and there are not that many.
+        InputError: when MODEL.DEVICE is none that is here, or a GPU and there are not that many.
     """
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    try:
+        kind = torch.device(cfg.MODEL.DEVICE).type
+    except RuntimeError as error:
+        raise InputError(
+            f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device: set cuda, or cpu"
+        ) from error
+    if kind == "cpu":
+        return
+    if kind != "cuda":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None or accelerator.type != kind:
+            raise InputError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which PyTorch cannot compute on here: add "
+                "MODEL.DEVICE cpu"
+            )
         return
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", and this PyTorch is built without CUDA"
@@ -120,8 +136,6 @@ def main(args: argparse.Namespace) -> dict | None:
             "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "
             "both be evaluated: leave one out"
         )
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty: name a data set to evaluate on")
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

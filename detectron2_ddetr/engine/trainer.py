@@ -13,14 +13,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from ..build import registered
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
+from ..config_rules import check_trainer_config
 from ..data.class_names import class_names
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
+from ..meta_arch import SetDetector
 from ..toolbox import (
+    META_ARCH_REGISTRY,
     CfgNode,
     DatasetEvaluator,
     DefaultTrainer,
@@ -86,6 +90,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's constructor: it pins each process to a GPU, and its checkpointer
         # runs code from the files it reads.
         TrainerBase.__init__(self)
+        check_trainer_config(cfg)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         #: The last iteration whose update is complete.
@@ -233,6 +238,17 @@ class Trainer(DefaultTrainer):
         self._images_before = state["images"]
         if differences:
             continue_rates(self.scheduler, learning_rate(state_dict["_trainer"]["optimizer"]))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        name = cfg.MODEL.META_ARCHITECTURE
+        system = registered(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", name)
+        if not issubclass(system, SetDetector):
+            raise InputError(
+                f"MODEL.META_ARCHITECTURE {name} is not of the family, so detectron2's own trainer "
+                "is the one for it; this one is for DeformableDETR and its like"
+            )
+        return super().build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -42,6 +42,10 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
         super().__init__(num_features, eps)
         self.running_var -= eps
 
+    def _load_from_state_dict(self, *args) -> None:
+        # torchvision's takes the counter of a BatchNorm out of what is loaded.
+        nn.Module._load_from_state_dict(self, *args)
+
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
             mean, var = self.running_mean, self.running_var
@@ -126,8 +130,8 @@ class ResNet(Backbone):
             for conv in module.modules():
                 if isinstance(getattr(conv, "norm", None), nn.modules.batchnorm._BatchNorm):
                     frozen = FrozenBatchNorm2d(conv.norm.num_features, conv.norm.eps)
-                    frozen.load_state_dict(conv.norm.state_dict())
                     frozen.register_buffer("num_batches_tracked", conv.norm.num_batches_tracked)
+                    frozen.load_state_dict(conv.norm.state_dict())
                     conv.norm = frozen
 
     def output_shape(self) -> dict[str, ShapeSpec]:

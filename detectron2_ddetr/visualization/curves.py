@@ -32,8 +32,11 @@ def read_metrics(metrics_json: str) -> dict[int, dict[str, float]]:
         Where the iterations go back, a training was resumed or begun again: what the one before
         had written from there on is left out, as is a last line that was cut off.
     """
-    with open(metrics_json, encoding="utf-8") as file:
-        lines = file.read().split("\n")
+    try:
+        with open(metrics_json, encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{metrics_json}: cannot be read ({error}); remove it") from error
     while lines and not lines[-1].strip():
         lines.pop()
     by_iteration: dict[int, dict[str, float]] = {}

@@ -188,10 +188,6 @@ def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: f
         num_images: of DATASETS.TEST[0], chosen by :func:`.choice.choose_images`.
         score_threshold: predictions below it are not drawn.
     """
-    if not cfg.DATASETS.TEST:
-        raise InputError(
-            "DATASETS.TEST is empty, so there are no images to draw: add DATASETS.TEST NAME"
-        )
     if not cfg.MODEL.WEIGHTS:
         raise InputError(
             "MODEL.WEIGHTS is empty, and a model without weights predicts nothing: name the folder "
