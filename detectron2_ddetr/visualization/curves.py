@@ -81,6 +81,7 @@ def plot_training_curves(metrics_json: str, path: str) -> None:
     for axes in (losses, metrics):
         axes.set_xlabel("iteration")
         axes.set_xlim(0, 1.03 * (max(by_iteration) + 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
