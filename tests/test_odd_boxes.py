@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -169,6 +170,41 @@ def test_boxes_twice(check):
     content = base()
     content["annotations"].append({**content["annotations"][4], "id": 99, "category_id": 2})
     assert check(content) == []  # one box, two classes
+
+
+@pytest.mark.parametrize(("moved", "said"), [(0.25, True), (-0.5, True), (0.75, False)])
+@pytest.mark.parametrize("place", range(4))
+def test_boxes_twice_and_rounded(check, place, moved, said):
+    """Tools round to halves or whole pixels; boxes of some pixels can be neighbours."""
+    content = base()
+    content["annotations"].append(copy.deepcopy(content["annotations"][4]) | {"id": 99})
+    box = content["annotations"][-1]["bbox"]
+    assert min(box[2:]) >= 10
+    box[place] += moved
+    assert any("1 of 25 boxes repeat" in line for line in check(content)) == said
+    for annotation in (content["annotations"][4], content["annotations"][-1]):
+        annotation["bbox"][2:] = [4.0, 4.0]
+    content["annotations"][-1]["bbox"][place] += moved
+    assert not any("repeat" in line for line in check(content))
+
+
+def test_copies_are_counted_as_a_loop_counts_them(check):
+    """Random boxes on a coarse grid, where many start at the same place."""
+    rng = np.random.default_rng(0)
+    content = base()
+    image = content["images"][0]
+    content["annotations"] = [
+        {"id": n, "image_id": image["id"], "category_id": int(c), "bbox": [x, y, 20.0, 20.0]}
+        | {"area": 400.0, "iscrowd": 0}
+        for n, (c, x, y) in enumerate(
+            zip(*rng.integers([[1], [0], [0]], [[3], [5], [5]], (3, 60)).tolist())
+        )
+    ]
+    boxes = [(a["category_id"], *a["bbox"]) for a in content["annotations"]]
+    copies = [i for i, box in enumerate(boxes) if box in boxes[:i]]
+    (line,) = [line for line in check(content) if "repeat" in line]
+    assert f"{len(copies)} of 60 boxes repeat another" in line
+    assert f"and annotation {copies[0]})" in line
 
 
 @pytest.mark.parametrize("name", ["0.png", "./0.png"])

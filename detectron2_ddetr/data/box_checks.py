@@ -9,6 +9,8 @@ from .findings import Findings, counted, listed
 
 #: Fewer boxes than this tell nothing about the whole file.
 MIN_BOXES = 5
+#: Copies of a box differ by no more than this, px, and not by more than 5 % of its shorter side.
+MAX_ROUNDING = 0.5
 #: More boxes than this share sticking out of their images are no accident.
 MAX_OUTSIDE = 0.1
 
@@ -81,19 +83,30 @@ def _sizes_of(found: Annotations, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
 def _check_duplicates(
     found: Annotations, name_of: Callable[[int], str], findings: Findings
 ) -> None:
-    """Notes boxes that are there more than once, with the same class."""
+    """Notes boxes that are there more than once, with the same class; copies may be rounded."""
     rows = np.flatnonzero(found.with_area & ~found.crowd)
-    keys = (found.image[rows], found.category[rows], *found.boxes[rows].T)
-    order = np.lexsort(keys)
-    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
-    for key in keys:
-        same &= np.diff(key[order]) == 0
-    if same.any():
-        pairs = np.stack((rows[order[:-1]], rows[order[1:]]))[:, same]
-        pair = sorted(pairs[:, pairs.max(axis=0).argmin()])
+    image, category, boxes = found.image[rows], found.category[rows], found.boxes[rows]
+    order = np.lexsort((boxes[:, 0], category, image))
+    rows, image, category, boxes = rows[order], image[order], category[order], boxes[order]
+    slack = np.minimum(MAX_ROUNDING, 0.05 * boxes[:, 2:].min(axis=1))
+    copies: dict[int, int] = {}
+    # A box beside the next one, then those that have one within reach beside the one after that.
+    before, shift = np.arange(len(rows)), 0
+    while len(before):
+        shift += 1
+        before = before[before + shift < len(rows)]
+        after = before + shift
+        near = (image[before] == image[after]) & (category[before] == category[after])
+        near &= boxes[after, 0] - boxes[before, 0] <= slack[before]
+        before, after = before[near], after[near]
+        same = (np.abs(boxes[after] - boxes[before]) <= slack[before, None]).all(axis=1)
+        for pair in zip(rows[before[same]].tolist(), rows[after[same]].tolist()):
+            copies.setdefault(max(pair), min(pair))
+    if copies:
+        copy = min(copies)
         findings.note(
-            f"{same.sum()} of {len(rows)} boxes repeat another of the same image, class and "
-            f"place (first: {name_of(pair[0])} and annotation {found.ids[pair[1]]!r}), as in "
+            f"{len(copies)} of {len(rows)} boxes repeat another of the same image, class and "
+            f"place (first: {name_of(copies[copy])} and annotation {found.ids[copy]!r}), as in "
             "exports that were joined; a detector that finds one cannot find the other: remove "
             "the copies"
         )
