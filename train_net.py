@@ -4,10 +4,9 @@ Train or evaluate, as detectron2's own train_net.py does; `ddetr train` is the s
 
     python train_net.py --config-file configs/X.yaml [KEY VALUE ...]
 
-On a COCO json of your own, say what to call it, where it is, and how many classes it has:
+On data of your own, a COCO json and a folder of images each:
 
-    python train_net.py --config-file configs/X.yaml --dataset cats cats.json images/ \\
-        DATASETS.TRAIN cats DATASETS.TEST cats MODEL.DETR.NUM_CLASSES 2
+    python train_net.py --config-file configs/X.yaml --train a.json images/ --val b.json images/
 """
 
 from detectron2_ddetr.cli import run_everywhere

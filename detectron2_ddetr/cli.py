@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from . import model_zoo
@@ -10,7 +11,7 @@ from .checkpoint import official
 from .checkpoint.files import last_checkpoint
 from .collect_env import describe_environment
 from .data.coco_json import check_coco_json
-from .data.given_datasets import add_dataset_argument
+from .data.folders import as_coco, layout_of
 from .engine import run
 from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
@@ -21,9 +22,7 @@ EPILOG = """
 examples:
   ddetr train --config-file quick_start.yaml
   ddetr train --config-file deformable_detr_R_50_50ep.yaml --num-gpus 8 OUTPUT_DIR output/first
-  ddetr train --config-file quick_start.yaml --dataset cats_train train.json images/ \\
-      --dataset cats_val val.json images/ DATASETS.TRAIN cats_train DATASETS.TEST cats_val \\
-      MODEL.DETR.NUM_CLASSES 2
+  ddetr train --config-file quick_start.yaml --train train.json images/ --val val.json images/
   ddetr eval output/first
   ddetr visualize output/first
 
@@ -83,9 +82,10 @@ def read_run(args: argparse.Namespace, output: str = "") -> None:
                 f"{folder} has no {name}, so it is not the folder of a run; that is what "
                 "OUTPUT_DIR was in training"
             )
-    weights = last_checkpoint(folder)
     args.config_file = os.path.join(folder, "config.yaml")
-    args.opts = ["OUTPUT_DIR", os.path.join(folder, output), "MODEL.WEIGHTS", weights, *args.opts]
+    if args.weights is None and "MODEL.WEIGHTS" not in args.opts[::2]:
+        args.weights = last_checkpoint(folder)
+    args.opts = ["OUTPUT_DIR", os.path.join(folder, output), *args.opts]
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -122,7 +122,16 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     setup_logger(name="detectron2_ddetr")
-    sys.stdout.write(check_coco_json(args.json, args.images, needs_annotations=False) + "\n")
+    if args.images is None and args.data.endswith(".json"):
+        raise InputError(f"{args.data}: name the folder of its images too")
+    with tempfile.TemporaryDirectory(prefix="ddetr_check_") as folder:
+        sets = [(args.data, args.images)]
+        if args.images is None:
+            splits = layout_of(args.data).splits or ["train"]
+            sets = [as_coco(args.data, split, folder) for split in splits]
+        for json_file, images in sets:
+            found = check_coco_json(json_file, images, needs_annotations=False)
+            sys.stdout.write(found + "\n")
 
 
 def _env(args: argparse.Namespace) -> None:
@@ -151,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     visualize.add_argument(
         "--config-file", default="", help="instead of the folder of a run, with MODEL.WEIGHTS"
     )
-    add_dataset_argument(visualize)
+    run.add_given_arguments(visualize)
     visualize.add_argument(
         "--num-images",
         type=int,
@@ -160,9 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     visualize.add_argument("--score-threshold", type=float, default=0.4, help="of what is drawn")
     visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
-    check = add("check", _check, "check a COCO json, and that its images are there")
-    check.add_argument("json", help="annotations in COCO's format")
-    check.add_argument("images", help="folder that the file names are relative to")
+    check = add("check", _check, "check a data set, and that its images are there")
+    check.add_argument(
+        "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
+    )
+    check.add_argument("images", nargs="?", help="of a json, the folder of its images")
     convert = add("convert", _convert, "convert a checkpoint of the official code")
     convert.add_argument("official", help="the .pth file")
     convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")

@@ -206,7 +206,7 @@ def test_an_option_of_data_sets_that_is_cut_short(capsys):
     words = ["--config-file", "quick_start.yaml", "--dataset", "cats", "train.json"]
     with pytest.raises(SystemExit):
         cli.main(["train", *words, "DATASETS.TRAIN", "cats"])
-    assert "DATASETS.TRAIN is a config key, so NAME, JSON or IMAGES is" in capsys.readouterr().err
+    assert "DATASETS.TRAIN is a config key; it takes NAME JSON IMAGES" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"a\0b"])

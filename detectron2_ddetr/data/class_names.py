@@ -174,7 +174,11 @@ def _check_against(source: _Source, reference: _Source) -> None:
 
 
 def check_datasets(
-    cfg: CfgNode, *, eval_only: bool = False, order: Sequence[str] | None = None
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    order: Sequence[str] | None = None,
+    count: bool = False,
 ) -> list[str] | None:
     """
     Checks every data set that `cfg` names, and that the model has as many classes as they do.
@@ -182,6 +186,8 @@ def check_datasets(
     Args:
         eval_only: whether to leave out DATASETS.TRAIN, which need not exist then.
         order: see :func:`class_names`.
+        count: whether MODEL.DETR.NUM_CLASSES becomes the number of classes, instead of having to
+            be it.
 
     Returns:
         What :func:`class_names` does.
@@ -208,7 +214,9 @@ def check_datasets(
         if is_train:
             data.check_usable()
     classes = class_names(cfg, eval_only=eval_only, order=order)
-    if classes is not None and len(classes) != num_classes:
+    if classes is not None and count:
+        cfg.MODEL.DETR.NUM_CLASSES = len(classes)
+    elif classes is not None and len(classes) != num_classes:
         named = [f"data set {n!r}" for n, _ in uses if _classes_of(n) == classes] or [CONFIG]
         raise InputError(
             f"MODEL.DETR.NUM_CLASSES is {num_classes} but {named[0]} has "

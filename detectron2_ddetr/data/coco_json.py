@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,7 @@ def read_coco_json(
         annotations_plain = _read_annotations(data, content["annotations"], names, findings)
     findings.raise_problems()
     if labelled:
+        _leave_out_parents(data, content["categories"] or (), findings)
         _note_unused_categories(data, findings)
     data.plain = plain and images_plain and categories_plain and annotations_plain
     return data
@@ -181,6 +183,32 @@ def _hashable(value: object) -> object:
     return value if isinstance(value, (int, float, str)) else None
 
 
+def _leave_out_parents(
+    data: CocoData, records: Sequence[dict[str, Any]], findings: Findings
+) -> None:
+    """A category without annotations that others name as their parent is no class: exports have
+    it to say what all of them are."""
+    named = {r.get("supercategory") for r in records if r.get("supercategory") != r.get("name")}
+    own = {r.get("name") for r in records if r.get("supercategory") == r.get("name")}
+    counts = data.class_counts()
+    out = [
+        count == 0 and name in named and name not in own
+        for name, count in zip(data.class_names or (), counts)
+    ]
+    if not any(out) or sum(counts) == 0:
+        return
+    parents = [f"{name!r}" for name, is_out in zip(data.class_names, out) if is_out]
+    findings.note(
+        f"left out of the classes: {listed(parents)}, which the others name as their "
+        "supercategory, and of which there is no annotation"
+    )
+    kept = np.flatnonzero(~np.array(out))
+    data.class_names = [data.class_names[i] for i in kept]
+    data.category_ids = [data.category_ids[i] for i in kept]
+    numbers = np.cumsum(~np.array(out)) - 1
+    data.annotations.category = numbers[data.annotations.category]
+
+
 def _note_unused_categories(data: CocoData, findings: Findings) -> None:
     counts = data.class_counts()
     unused = [
@@ -191,8 +219,7 @@ def _note_unused_categories(data: CocoData, findings: Findings) -> None:
     if unused and len(unused) < len(counts):
         findings.note(
             f"{len(unused)} of {len(counts)} categories have no annotation: {listed(unused)}. "
-            "Each is a class nevertheless, for which nothing is learned; a parent of all others, "
-            "as some exports have it, is best removed from the json",
+            "Each is a class nevertheless, for which nothing is learned",
             "train",
         )
 

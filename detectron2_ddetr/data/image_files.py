@@ -97,6 +97,20 @@ def read_image(
     return array[..., ::-1] if image_format == "BGR" else array
 
 
+def image_size(file_name: str) -> tuple[int, int]:
+    """
+    (width, height) of an image file, px, upright, from its header.
+
+    Raises:
+        InputError: names the file, what is wrong with it, and the remedy.
+    """
+    try:
+        with _opened(file_name) as image:
+            return _upright_size(image, _orientation(image))
+    except _Unreadable as error:
+        raise InputError(f"{file_name}: {error.reason}; {error.remedy}") from error.__cause__
+
+
 def size_fault(
     said: tuple[Any, Any], found: tuple[int, int], orientation: int | None = None
 ) -> tuple[str, str] | None:

@@ -12,8 +12,13 @@ from ..checkpoint.files import last_checkpoint
 from ..config import load_config
 from ..config_rules import check_trainer_config
 from ..data.class_names import check_datasets
+from ..data.class_table import class_table
 from ..data.dataset_contents import check_contents
-from ..data.given_datasets import add_dataset_argument, use_given_datasets
+from ..data.given_datasets import (
+    add_dataset_arguments,
+    name_given_datasets,
+    use_given_datasets,
+)
 from ..errors import InputError
 from ..toolbox import (
     CfgNode,
@@ -31,25 +36,41 @@ logger = logging.getLogger("detectron2_ddetr")
 
 
 def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """detectron2's arguments, `--dataset` and `--traceback`."""
+    """detectron2's arguments, and those of :func:`add_given_arguments`."""
     parser = default_argument_parser(epilog)
-    add_dataset_argument(parser)
+    add_given_arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
 
-def load(args: argparse.Namespace) -> CfgNode:
-    """The config that `args` ask for, to evaluate with; its test sets are registered and sound."""
+def add_given_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what a user gives a run: `--train`, `--val`, `--dataset` and `--weights`."""
+    add_dataset_arguments(parser)
+    parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS FILE")
+
+
+def _read_config(args: argparse.Namespace, *, eval_only: bool) -> CfgNode:
+    """The config that `args` ask for; what they give in other ways becomes KEY VALUE pairs."""
+    name_given_datasets(args, eval_only=eval_only)
+    if args.weights is not None:
+        if "MODEL.WEIGHTS" in args.opts[::2]:
+            raise InputError("--weights and MODEL.WEIGHTS say what to load: give one of them")
+        args.opts, args.weights = [*args.opts, "MODEL.WEIGHTS", args.weights], None
     cfg = load_config(args.config_file, args.opts)
     check_trainer_config(cfg)
+    return cfg
+
+
+def load(args: argparse.Namespace) -> CfgNode:
+    """The config that `args` ask for, to evaluate with; its test sets are registered and sound."""
+    cfg = _read_config(args, eval_only=True)
     check_device(cfg)
     return use_datasets(cfg, args, eval_only=True)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
-    cfg = load_config(args.config_file, args.opts)
-    check_trainer_config(cfg)
+    cfg = _read_config(args, eval_only=args.eval_only)
     check_device(cfg, args.num_gpus)
     if not args.eval_only and comm.is_main_process():
         check_run_folder(cfg.OUTPUT_DIR, args.resume)
@@ -71,7 +92,12 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     for note in use_given_datasets(cfg, args.dataset, args.opts, eval_only=eval_only):
         logger.info(note)
     order = _trained_classes(cfg, getattr(args, "resume", False)) if eval_only else None
-    cfg.DATASETS.CLASS_NAMES = check_datasets(cfg, eval_only=eval_only, order=order) or []
+    count = bool(args.dataset) and "MODEL.DETR.NUM_CLASSES" not in args.opts[::2]
+    names = check_datasets(cfg, eval_only=eval_only, order=order, count=count)
+    cfg.DATASETS.CLASS_NAMES = names or []
+    if names:
+        first = (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN)[0]
+        logger.info(f"classes of {first}:\n{class_table(first)}")
     cfg.freeze()
     check_contents(cfg, eval_only=eval_only)
     return cfg
