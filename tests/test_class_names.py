@@ -1,7 +1,5 @@
 """A checkpoint knows the names of its classes, and they are compared with those of the data."""
 
-import logging
-
 import pytest
 import torch
 
@@ -72,17 +70,6 @@ def test_other_names_are_refused(saved, tmp_path, what, use):
     for words in (what, ", ".join(NAMES), ", ".join(OTHERS[what]), "order of their ids"):
         assert words in str(error.value)
     assert same(before, model)
-
-
-def test_training_may_start_from_other_classes(saved, caplog):
-    """With a warning that names them."""
-    path, saved_model = saved
-    model = build(seed=2)
-    checkpointer = Checkpointer(model, class_names=OTHERS["other classes"])
-    with caplog.at_level(logging.WARNING):
-        checkpointer.resume_or_load(path, resume=False)
-    assert "yellow" in caplog.text and "blue, light" in caplog.text
-    assert same(snapshot(saved_model), model)
 
 
 @pytest.mark.parametrize("names", ["red", 3, [1, 2, 3], {"a": 1}])

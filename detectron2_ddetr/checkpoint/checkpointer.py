@@ -18,7 +18,9 @@ from .files import (
     model_state_dict,
     save_atomically,
 )
+from .fine_tune import fit_classes_and_queries, tensors_by_part
 from .fit import check_refinement, check_state_dict
+from .official import official_class_names
 from .reading import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -130,26 +132,34 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint = load_checkpoint_file(filename)
         state_dict = model_state_dict(checkpoint, filename)
         check_refinement(checkpoint.get(REFINES), self.model, filename)
-        tensors, family, part = read_state_dict(state_dict, self.model, filename)
+        found, family, part = read_state_dict(state_dict, self.model, filename)
         source = f"{filename}, {family}," if family else filename
         expected = self.model.state_dict()
+        names = class_names_of(checkpoint, filename) or official_class_names(family, found)
+        if self._begins_training:
+            tensors, lines = fit_classes_and_queries(found, expected, names, self.class_names)
+        else:
+            self._check_class_names(names, filename)
+            tensors, lines = found, []
         check_state_dict(tensors, expected, source, needs_head=self.needs_head, part=part)
-        if part:
-            logger.info(f"{filename} holds backbone weights only; the rest starts from scratch")
-        self._check_class_names(class_names_of(checkpoint, filename), filename)
+        if self._begins_training:
+            lines += tensors_by_part(found, tensors, expected, len(state_dict))
+            logger.info("\n".join([f"training starts from {source.removesuffix(',')}", *lines]))
         consumed = {"model", REFINES, CLASS_NAMES, *state_dict}  # and the rest is for the caller
         extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
         return {"model": tensors, **extra}
 
+    @property
+    def _begins_training(self) -> bool:
+        """Whether weights of other classes are a start, and not what is evaluated or resumed."""
+        return self.class_names is not None and not (self.needs_head or self._resumes)
+
     def _check_class_names(self, found: list[str] | None, filename: str) -> None:
         if found is None or self.class_names is None:
             return
-        if not (difference := difference_of_names(found, self.class_names)):
-            return
-        if self.needs_head or self._resumes:
+        if difference := difference_of_names(found, self.class_names):
             raise InputError(
                 f"{filename} was trained on {difference}. Give the data set that it was trained "
                 "on, or number the categories of this one alike: classes are in the order of "
-                "their ids"
+                "their ids; to train on from its weights, leave --resume out and set MODEL.WEIGHTS"
             )
-        logger.warning(f"{filename} was trained on {difference}. Training starts from its weights")

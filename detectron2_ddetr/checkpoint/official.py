@@ -16,10 +16,15 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
+from .class_names import CLASS_NAMES
+from .coco_classes import COCO_CLASSES
 from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
 from .torchvision import torchvision_to_detectron2
 
 logger = logging.getLogger(__name__)
+
+#: What weights of the official code are called.
+OFFICIAL = "a checkpoint of the official code"
 
 #: COCO's ids of its 80 detection classes, in the order of the contiguous class indices.
 COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
@@ -109,6 +114,29 @@ def convert_official_state_dict(
     return converted
 
 
+def official_class_names(family: str, converted: dict[str, Tensor]) -> list[str] | None:
+    """
+    The names of COCO's classes by row; "" for rows that no class has.
+
+    Args:
+        family: of the weights, as :func:`read_state_dict` calls it.
+        converted: under the names here. With 91 rows, the row of a class is its category id; with
+            80, they are the classes in the order of their ids.
+
+    Returns:
+        None for weights of others, and of another number of classes.
+    """
+    rows = converted.get("head.class_embed.0.bias")
+    if family != OFFICIAL or rows is None:
+        return None
+    if len(rows) == len(COCO_CLASSES):
+        return list(COCO_CLASSES)
+    if len(rows) != 91:
+        return None
+    names = dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES))
+    return [names.get(row, "") for row in range(91)]
+
+
 def _checked_rows(class_ids: Sequence[int]) -> list[int]:
     """`class_ids` as a list of ints, none negative, none twice."""
     try:
@@ -185,6 +213,9 @@ def convert_file(official: str, converted: str, *, keep_91_classes: bool = False
     state_dict = model_state_dict(load_checkpoint_file(official), official)
     class_ids = None if keep_91_classes else COCO_CATEGORY_IDS
     weights = convert_official_state_dict(state_dict, class_ids=class_ids)
-    save_atomically({"model": weights, REFINES: has_refining_heads(state_dict)}, converted)
+    data = {"model": weights, REFINES: has_refining_heads(state_dict)}
+    if not keep_91_classes:
+        data[CLASS_NAMES] = list(COCO_CLASSES)
+    save_atomically(data, converted)
     logger.info(conversion_report(state_dict, weights))
     logger.info(f"saved to {converted}")

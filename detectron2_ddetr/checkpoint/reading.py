@@ -13,7 +13,7 @@ from ..errors import InputError
 from .caffe2 import convert_caffe2_state_dict, is_caffe2
 from .files import REFINES
 from .fit import check_refinement, check_state_dict
-from .official import COCO_CATEGORY_IDS, convert_official_state_dict, has_refining_heads
+from .official import COCO_CATEGORY_IDS, OFFICIAL, convert_official_state_dict, has_refining_heads
 from .torchvision import convert_torchvision_state_dict
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def _convert_other_detector(state_dict: StateDict, expected: StateDict) -> State
 
 _FAMILIES = (
     _Family(
-        "a checkpoint of the official code",
+        OFFICIAL,
         lambda found, _: "transformer.level_embed" in found,
         _convert_official,
         has_refining_heads,
