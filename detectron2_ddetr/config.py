@@ -79,6 +79,10 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     cfg.SOLVER.LINEAR_PROJ_MULTIPLIER = 0.1
 
+    # What SOLVER.AMP.ENABLED computes matrix products and convolutions in, on GPUs and CPUs, in
+    # training and evaluation: "bfloat16", or on GPUs "float16".
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
+
     # Where data sets of one's own lie: [name, json, folder of images] of each. A run writes it into
     # its config.yaml, so that its folder is enough to evaluate it.
     cfg.DATASETS.COCO_JSON = []

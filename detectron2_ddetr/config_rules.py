@@ -45,6 +45,7 @@ _RANGES = {
 #: The values that a key may have.
 _CHOICES = {
     "INPUT.RESIZE_RULE": ("truncate", "round"),
+    "SOLVER.AMP.PRECISION": ("bfloat16", "float16"),
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupMultiStepLR",
         "WarmupCosineLR",
@@ -110,10 +111,11 @@ def check_trainer_config(cfg: CfgNode) -> None:
     for key, (only, instead) in _NOT_FOLLOWED.items():
         if _value(cfg, key) != only:
             raise InputError(f"{key} must be {only}, got {_value(cfg, key)!r}: {instead}")
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and amp.PRECISION == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise InputError(
-            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: mixed "
-            "precision is for GPUs; set SOLVER.AMP.ENABLED False"
+            f"SOLVER.AMP.PRECISION is 'float16', but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: it is "
+            "for GPUs; set SOLVER.AMP.PRECISION bfloat16"
         )
     for expected in cfg.TEST.EXPECTED_RESULTS:
         if not isinstance(expected, (list, tuple)) or len(expected) != 4:

@@ -1,5 +1,6 @@
 """The meta-architectures of the family: images in, losses or Instances out."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -50,6 +51,7 @@ class SetDetector(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         num_detections: int = 100,
+        precision: torch.dtype | None = None,
     ):
         """
         Args:
@@ -59,6 +61,9 @@ class SetDetector(nn.Module):
             in_features: names of the maps to read, from high to low resolution.
             pixel_mean, pixel_std: per channel, for the channel order of the input images.
             num_detections: at most this many per image.
+            precision: torch.bfloat16 or torch.float16 for matrix products and convolutions of the
+                network (torch.autocast); None for that of the weights. Coordinates, scores that
+                rank proposals, and losses are float32 in any case.
 
         Raises:
             InputError: for maps that the backbone does not give, and numbers that cannot be.
@@ -80,6 +85,7 @@ class SetDetector(nn.Module):
         self.criterion = criterion
         self.in_features = list(in_features)
         self.num_detections = num_detections
+        self.precision = precision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         with torch.device("cpu"):  # detectron2 computes sizes with tensors, also of a meta image
@@ -96,7 +102,7 @@ class SetDetector(nn.Module):
         refuse_stock_optimizer(cfg)
         registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         backbone = build_backbone(cfg)
-        in_features = cfg.MODEL.DETR.IN_FEATURES
+        in_features, amp = cfg.MODEL.DETR.IN_FEATURES, cfg.SOLVER.AMP
         return {
             "backbone": backbone,
             "head": build_head(cfg, channels_of(backbone, in_features, cfg.MODEL.BACKBONE.NAME)),
@@ -105,6 +111,7 @@ class SetDetector(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "precision": getattr(torch, amp.PRECISION) if amp.ENABLED else None,
         }
 
     @property
@@ -197,8 +204,15 @@ class SetDetector(nn.Module):
         pixels = images.tensor
         if pixels.device.type == "cpu":  # its convolutions are faster channels last: BENCHMARKS.md
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(pixels)
-        return self.head([features[name] for name in self.in_features], padding_mask(images))
+        with self._autocast():
+            features = self.backbone(pixels)
+            return self.head([features[name] for name in self.in_features], padding_mask(images))
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """An autocast around the caller's stays, if the model asks for none."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
 
     def prepare_targets(self, gt_instances: list[Instances]) -> list[dict[str, Tensor]]:
         """Pixels (x0, y0, x1, y1) -> "boxes" (T_i, 4), (cx, cy, w, h) in [0, 1], and "labels"."""

@@ -41,6 +41,7 @@ def test_keys_of_detectron2_are_left_alone():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     assert {key for key in new if not key.startswith(NODE)} == {
+        "SOLVER.AMP.PRECISION",
         "SOLVER.BACKBONE_MULTIPLIER",
         "SOLVER.LINEAR_PROJ_MULTIPLIER",
         "INPUT.RESIZE_RULE",
@@ -207,7 +208,9 @@ def test_numbers_that_cannot_be(key):
             load_config(BASE, [key, value])
 
 
-@pytest.mark.parametrize("key", ["SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_METHOD"])
+@pytest.mark.parametrize(
+    "key", ["SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_METHOD", "SOLVER.AMP.PRECISION"]
+)
 def test_names_that_are_none_of_the_choices(key):
     with pytest.raises(InputError, match=f"^{key} must be '.*' or '.*', got 'cosine'"):
         load_config(BASE, [key, "cosine"])
@@ -246,7 +249,6 @@ NOT_FOLLOWED = {
     "MODEL.KEYPOINT_ON": (True, "boxes"),
     "MODEL.LOAD_PROPOSALS": (True, "makes its own"),
     "SOLVER.REFERENCE_WORLD_SIZE": (8, "set them for your processes"),
-    "SOLVER.AMP.ENABLED": (True, "for GPUs"),
     "TEST.AUG.ENABLED": (True, "left out"),
     "TEST.PRECISE_BN.ENABLED": (True, "of training"),
     "TEST.EXPECTED_RESULTS": ([["bbox", "AP", 40.0]], "tolerance"),

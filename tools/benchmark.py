@@ -13,9 +13,12 @@ dict, {"config_file", "opts", "config": the config}, and returns two functions:
 
 `images` are normalised, (3, h, w) float32; `targets` have "labels" and "boxes", (cx, cy, w, h) in
 [0, 1]. They are the tensors that the model itself reads, which is checked before anything is timed.
+
+With SOLVER.AMP.ENABLED the peer is the same model in float32.
 """
 
 import argparse
+import copy
 import ctypes
 import datetime
 import gc
@@ -185,8 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     opts = args.opts + (["SOLVER.IMS_PER_BATCH", args.batch_size] if args.batch_size else [])
     cfg = load_config(args.config_file, opts)
-    if cfg.SOLVER.AMP.ENABLED:
-        raise SystemExit("SOLVER.AMP.ENABLED: only float32 is measured")
+    if cfg.SOLVER.AMP.ENABLED and args.peer:
+        raise SystemExit("SOLVER.AMP.ENABLED is measured beside float32, not beside a --peer")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(max(cfg.SEED, 0))
@@ -209,6 +212,13 @@ def main(arguments: list[str] | None = None) -> None:
         peer_step, peer_infer = getattr(importlib.import_module(module), function)(description)
         training["peer"] = lambda: peer_step(images, targets)
         inference["peer"] = lambda: peer_infer(images[:1])
+
+    if cfg.SOLVER.AMP.ENABLED:
+        plain = copy.deepcopy(model)
+        plain.precision = None
+        peer_step, peer_infer = our_functions(cfg, plain)
+        training["peer"] = lambda: peer_step(batch)
+        inference["peer"] = lambda: peer_infer(batch[:1])
 
     losses = {name: run() for name, run in training.items()}
     if not all(map(math.isfinite, losses.values())):

@@ -110,7 +110,10 @@ class Trainer(DefaultTrainer):
                 model = DistributedDataParallel(
                     model, device_ids=device_ids, broadcast_buffers=False
                 )
-        step = FiniteAMPTrainer if cfg.SOLVER.AMP.ENABLED else FiniteSimpleTrainer
+        # The model lowers its precision itself; float16 has a small range, for which losses are
+        # scaled.
+        scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "float16"
+        step = FiniteAMPTrainer if scaled else FiniteSimpleTrainer
         loader = LastBatch(self._train_loader)
         self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
