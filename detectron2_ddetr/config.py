@@ -83,6 +83,9 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # training and evaluation: "bfloat16", or on GPUs "float16".
     cfg.SOLVER.AMP.PRECISION = "bfloat16"
 
+    # How many periodic checkpoints stay, the newest; 0 for all.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+
     # Where data sets of one's own lie: [name, json, folder of images] of each. A run writes it into
     # its config.yaml, so that its folder is enough to evaluate it.
     cfg.DATASETS.COCO_JSON = []

@@ -43,6 +43,7 @@ def test_keys_of_detectron2_are_left_alone():
     assert {key for key in new if not key.startswith(NODE)} == {
         "SOLVER.AMP.PRECISION",
         "SOLVER.BACKBONE_MULTIPLIER",
+        "SOLVER.CHECKPOINTS_TO_KEEP",
         "SOLVER.LINEAR_PROJ_MULTIPLIER",
         "INPUT.RESIZE_RULE",
         "INPUT.CROP_RESIZE_SIZES",
@@ -191,6 +192,7 @@ RANGES = {
     "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
     **{f"SOLVER.{key}": (-0.1, 0.0) for key in (
         "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "BASE_LR_END", "GAMMA", "WARMUP_FACTOR")},
+    "SOLVER.CHECKPOINTS_TO_KEEP": (-1, 0),
     "SOLVER.WARMUP_ITERS": (-1, 0), "SOLVER.STEPS": ((0, 5), (1, 5)),
     "MODEL.BACKBONE.FREEZE_AT": (-1, 0), "SEED": (2**32, 2**32 - 1),
     # fmt: on

@@ -62,18 +62,21 @@ class Checkpointer(DetectionCheckpointer):
         """Save as `name`.pth and tag it as the last checkpoint, each atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        self.save_weights(name, **states, **kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+        for abandoned in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth.tmp")):
+            os.remove(abandoned)  # by a run that was killed while it was saving
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the names of its classes as `name`.pth, atomically."""
         # Tensors alone do not tell shared heads from refining ones.
         data = {"model": self.model.state_dict(), REFINES: getattr(self.model.head, REFINES, None)}
         if self.class_names is not None:
             data[CLASS_NAMES] = self.class_names
-        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        save_atomically(data, path)
-        self.tag_last_checkpoint(f"{name}.pth")
-        for abandoned in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth.tmp")):
-            os.remove(abandoned)  # by a run that was killed while it was saving
+        save_atomically(data | kwargs, path)
 
     def get_checkpoint_file(self) -> str:
         return last_checkpoint(self.save_dir) or ""

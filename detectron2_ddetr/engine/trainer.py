@@ -36,6 +36,7 @@ from ..toolbox import (
 )
 from .evaluator import build_evaluator, finite_results
 from .interruption import InterruptionGuard
+from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
@@ -120,6 +121,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, class_names=class_names(cfg), trainer=weakref.proxy(self)
         )
+        self.best = None
+        if cfg.DATASETS.TEST:
+            self.best = BestCheckpoint(self.checkpointer, cfg.DATASETS.TEST[0])
         self.guard = InterruptionGuard(self.checkpointer, optimizer, loader)
         self.register_hooks(self.build_hooks())
 
@@ -133,9 +137,12 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> dict:
             self._last_eval_results = self.test(self.cfg, self.model)
+            if self.best is not None:
+                self.best.update(self._last_eval_results)
             return finite_results(self._last_eval_results)
 
-        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        period, keep = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP
+        folder = self.cfg.OUTPUT_DIR
         main = comm.is_main_process()
         return [
             self.step_seed,
@@ -143,6 +150,8 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(),
             self.guard,
             *([hooks.PeriodicCheckpointer(self.checkpointer, period)] if main else []),
+            *([KeepNewest(folder, period, keep)] if main and keep else []),
+            *([self.best] if self.best is not None else []),
             Diagnostics(),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),
@@ -178,6 +187,8 @@ class Trainer(DefaultTrainer):
                 f"--resume: {self.cfg.OUTPUT_DIR} has no checkpoint, so the training begins now, "
                 f"from {self.cfg.MODEL.WEIGHTS or 'random weights'}"
             )
+        if self._resumed and self.best is not None:
+            self.best.resume()
         super().resume_or_load(resume)
         self.completed_iter = self.start_iter - 1
 

@@ -1,0 +1,102 @@
+"""Which checkpoints of a training stay: the best by AP, and of the periodic ones the newest."""
+
+import json
+import logging
+import os
+import re
+from typing import Any
+
+from ..checkpoint.checkpointer import Checkpointer
+from ..errors import InputError
+from ..toolbox import HookBase, comm
+
+logger = logging.getLogger(__name__)
+
+#: The weights of the best evaluation, and what they are.
+BEST = "model_best"
+
+
+class BestCheckpoint(HookBase):
+    """
+    Keeps the weights of the best evaluation as model_best.pth, and beside it, in model_best.json,
+    of which iteration they are, by which metric on which data set, and the classes by row.
+
+    A training that is resumed goes on from that json.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, data: str):
+        """
+        Args:
+            data: the data set whose AP counts.
+        """
+        self.checkpointer = checkpointer
+        self.data = data
+        self._json_file = os.path.join(checkpointer.save_dir, f"{BEST}.json")
+        self._best: float | None = None
+
+    def resume(self) -> None:
+        """
+        Raises:
+            InputError: if model_best.json is none.
+        """
+        if not os.path.isfile(self._json_file):
+            return
+        try:
+            with open(self._json_file, encoding="utf-8") as file:
+                self._best = float(json.load(file)["value"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{self._json_file}: cannot be read ({error!r}); remove it, and the next "
+                "evaluation becomes the best"
+            ) from error
+
+    def update(self, results: dict[str, Any]) -> None:
+        """
+        Args:
+            results: of a whole evaluation, as the trainer's `test` returns them: by data set where
+                there are several.
+        """
+        ap = results.get(self.data, results).get("bbox", {}).get("AP")
+        if (
+            ap is None
+            or not comm.is_main_process()
+            or (self._best is not None and ap <= self._best)
+        ):
+            return
+        self._best = ap
+        iteration = self.trainer.iter
+        self.checkpointer.save_weights(BEST, iteration=iteration)
+        content = {
+            "weights": f"{BEST}.pth",
+            "iteration": iteration,
+            "metric": "bbox/AP",
+            "value": ap,
+            "data": self.data,
+            "classes": self.checkpointer.class_names,
+        }
+        temporary = f"{self._json_file}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+        os.replace(temporary, self._json_file)
+        logger.info(f"best so far: AP {ap:.3f} on {self.data}; weights kept as {BEST}.pth")
+
+
+class KeepNewest(HookBase):
+    """Removes periodic checkpoints but for the newest."""
+
+    def __init__(self, folder: str, period: int, number: int):
+        """
+        Args:
+            period: iterations from one to the next.
+            number: how many stay; at least 1.
+        """
+        self.folder = folder
+        self.period = period
+        self.number = number
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        names = [n for n in os.listdir(self.folder) if re.fullmatch(r"model_\d{7}\.pth", n)]
+        for name in sorted(names)[: -self.number]:
+            os.remove(os.path.join(self.folder, name))
