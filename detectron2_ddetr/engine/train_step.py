@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
+from ..errors import InputError
 from ..toolbox import AMPTrainer, SimpleTrainer, comm
 from .optimizer import NonFiniteGradientError
 
@@ -47,6 +48,14 @@ class _FiniteLosses:
         except NonFiniteGradientError as error:
             files = ", ".join(self.data_loader.file_names())
             raise FloatingPointError(f"{error}; images of this process: {files}") from error
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            files = ", ".join(self.data_loader.file_names())
+            raise InputError(
+                f"BatchNorm cannot be trained on one value, of {files} alone in a batch: raise "
+                "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, or set MODEL.RESNETS.NORM FrozenBN"
+            ) from error
 
     def _write_metrics(
         self,
