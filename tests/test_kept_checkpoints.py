@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detectron2_ddetr import Checkpointer
+from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.engine.kept_checkpoints import BestCheckpoint, KeepNewest
 from detectron2_ddetr.errors import InputError
 
@@ -100,6 +101,8 @@ def test_in_a_training(shapes, tmp_path):  # noqa: F811
     run(shapes, tmp_path, opts=opts)
     content = json.loads((tmp_path / "model_best.json").read_text())
     assert content["data"] == "shapes" and content["classes"] == ["lying", "standing"]
+    assert content["category_ids"] == [1, 2]
+    assert load_checkpoint_file(str(tmp_path / "model_final.pth"))["category_ids"] == [1, 2]
     assert [p.name for p in tmp_path.glob("model_0*")] == ["model_0000007.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

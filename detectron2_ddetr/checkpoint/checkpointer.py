@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
-from .class_names import CLASS_NAMES, class_names_of, difference_of_names
+from .class_names import CATEGORY_IDS, CLASS_NAMES, class_names_of, difference_of_names
 from .files import (
     REFINES,
     last_checkpoint,
@@ -43,6 +43,7 @@ class Checkpointer(DetectionCheckpointer):
         *,
         needs_head: bool = False,
         class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int | str] | None = None,
         **kwargs: Any,
     ):
         """
@@ -51,11 +52,13 @@ class Checkpointer(DetectionCheckpointer):
             class_names: of the data set, by class number. They are saved, and compared with those
                 of a file that is loaded: to evaluate or to resume they must be equal, and weights
                 to start from may have others.
+            category_ids: of these classes in the data set, to be saved with them.
             kwargs: of :class:`DetectionCheckpointer`, with what to save beside the model.
         """
         super().__init__(model, save_dir, **kwargs)
         self.needs_head = needs_head
         self.class_names = None if class_names is None else list(class_names)
+        self.category_ids = None if category_ids is None else list(category_ids)
         self._resumes = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -74,6 +77,8 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), REFINES: getattr(self.model.head, REFINES, None)}
         if self.class_names is not None:
             data[CLASS_NAMES] = self.class_names
+        if self.category_ids is not None:
+            data[CATEGORY_IDS] = self.category_ids
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         save_atomically(data | kwargs, path)
@@ -148,7 +153,13 @@ class Checkpointer(DetectionCheckpointer):
         if self._begins_training:
             lines += tensors_by_part(found, tensors, expected, len(state_dict))
             logger.info("\n".join([f"training starts from {source.removesuffix(',')}", *lines]))
-        consumed = {"model", REFINES, CLASS_NAMES, *state_dict}  # and the rest is for the caller
+        consumed = {
+            "model",
+            REFINES,
+            CLASS_NAMES,
+            CATEGORY_IDS,
+            *state_dict,
+        }  # and the rest is for the caller
         extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
         return {"model": tensors, **extra}
 

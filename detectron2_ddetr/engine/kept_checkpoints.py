@@ -66,13 +66,15 @@ class BestCheckpoint(HookBase):
         self._best = ap
         iteration = self.trainer.iter
         self.checkpointer.save_weights(BEST, iteration=iteration)
+        names, ids = self.checkpointer.class_names, self.checkpointer.category_ids
         content = {
             "weights": f"{BEST}.pth",
             "iteration": iteration,
             "metric": "bbox/AP",
             "value": ap,
             "data": self.data,
-            "classes": self.checkpointer.class_names,
+            "classes": names,
+            "category_ids": ids,
         }
         temporary = f"{self._json_file}.tmp"
         with open(temporary, "w", encoding="utf-8") as file:

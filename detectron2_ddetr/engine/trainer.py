@@ -18,6 +18,7 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
 from ..config_rules import check_trainer_config
 from ..data.class_names import class_names
+from ..data.class_table import category_ids
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
@@ -118,8 +119,13 @@ class Trainer(DefaultTrainer):
         loader = LastBatch(self._train_loader)
         self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        names = class_names(cfg)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, class_names=class_names(cfg), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            class_names=names,
+            category_ids=names and category_ids(cfg.DATASETS.TRAIN[0]),
+            trainer=weakref.proxy(self),
         )
         self.best = None
         if cfg.DATASETS.TEST:
