@@ -127,3 +127,11 @@ def test_official_weights_know_coco_s_classes(tmp_path, names, rows):
     for head in model.head.class_embed:
         expected = [-4.59512 if row is None else row for row in rows]  # new: a score of 0.01
         assert head.bias.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["refine"], indirect=True)
+def test_a_file_with_more_names_than_rows(saved, kind, tmp_path):
+    data = torch.load(saved[0], weights_only=True)
+    torch.save(data | {"class_names": [*NAMES, "black"]}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match="3 class rows, but 4 class names"):
+        start(str(tmp_path / "odd.pth"), config=kind, names=["black"])

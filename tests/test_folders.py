@@ -200,6 +200,9 @@ def test_folders_that_are_no_data_set(tmp_path):
         layout_of(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="COCO .*YOLO .*Pascal VOC"):
         layout_of(str(tmp_path))
+    (tmp_path / "data.yaml").write_text("names: [a]\n")
+    with pytest.raises(InputError, match="data.yaml: names no images: add 'train' or 'val'"):
+        layout_of(str(tmp_path))
     (tmp_path / "data.yaml").write_text("train: images\nnames: [a]\n")
     with pytest.raises(InputError, match="YOLO, with train, but no val"):
         as_coco(str(tmp_path), "val", str(tmp_path / "out"))

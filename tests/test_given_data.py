@@ -14,6 +14,7 @@ from detectron2_ddetr.data.coco_dataset import register_coco_json
 from detectron2_ddetr.engine.run import run_argument_parser, setup
 from detectron2_ddetr.errors import InputError
 
+from .conftest import ROOT
 from .test_cli import ddetr
 from .test_coco_dataset import base, catalogs, config, images, write  # noqa: F401  (fixtures)
 from .test_folders import NAMES, voc, yolo
@@ -26,6 +27,7 @@ QUICK = ["--config-file", "quick_start.yaml", "MODEL.DEVICE", "cpu"]
 def given(tmp_path, monkeypatch):
     """The config of a command line, as a training would see it."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
 
     def config_of(*words):
         args = run_argument_parser().parse_args([*map(str, words), "OUTPUT_DIR", "out"])
@@ -62,6 +64,11 @@ def test_a_json_each(given, jsons, caplog):
 def test_without_val(given, jsons):
     """Nothing is evaluated, instead of the data of the config or the training images."""
     assert given("--train", *jsons[0]).DATASETS.TEST == ()
+
+
+def test_nothing_to_train_on(given):
+    with pytest.raises(InputError, match="DATASETS.TRAIN is empty"):
+        given("DATASETS.TRAIN", "()", "DATASETS.TEST", "bccd_val")
 
 
 def test_several(given, jsons):

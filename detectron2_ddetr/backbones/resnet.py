@@ -56,11 +56,8 @@ def _check(node: CfgNode) -> None:
             f"{prefix}OUT_FEATURES must name some of {', '.join(_OUTPUTS)}, got "
             f"{node.OUT_FEATURES}"
         )
-    if node.DEPTH < 50 and (node.RES2_OUT_CHANNELS, node.RES5_DILATION, node.NUM_GROUPS) != (
-        64,
-        1,
-        1,
-    ):
+    small = (node.RES2_OUT_CHANNELS, node.RES5_DILATION, node.NUM_GROUPS) == (64, 1, 1)
+    if node.DEPTH < 50 and not small:
         raise InputError(
             f"{prefix}DEPTH {node.DEPTH} needs RES2_OUT_CHANNELS 64, RES5_DILATION 1 and "
             f"NUM_GROUPS 1, got {node.RES2_OUT_CHANNELS}, {node.RES5_DILATION} and "

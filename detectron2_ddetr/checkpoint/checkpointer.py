@@ -153,13 +153,8 @@ class Checkpointer(DetectionCheckpointer):
         if self._begins_training:
             lines += tensors_by_part(found, tensors, expected, len(state_dict))
             logger.info("\n".join([f"training starts from {source.removesuffix(',')}", *lines]))
-        consumed = {
-            "model",
-            REFINES,
-            CLASS_NAMES,
-            CATEGORY_IDS,
-            *state_dict,
-        }  # and the rest is for the caller
+        # What is left is for the caller.
+        consumed = {"model", REFINES, CLASS_NAMES, CATEGORY_IDS, *state_dict}
         extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
         return {"model": tensors, **extra}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
 
 StateDict = dict[str, Tensor]
@@ -36,11 +37,19 @@ def fit_classes_and_queries(
 
     Returns:
         (weights, lines): without change if everything fits; what was done, in words.
+
+    Raises:
+        InputError: if there is not a name for each class row.
     """
     head = "head.class_embed.0.bias"
     if head not in found or head not in model or len(model[head]) != len(names):
         return found, []
     count = len(found[head])
+    if found_names is not None and len(found_names) != count:
+        raise InputError(
+            f"the weights have {count} class rows, but {len(found_names)} class names: load the "
+            "weights alone, without the names"
+        )
     sources, said = _sources(found_names, names, count)
     fitted, lines = dict(found), []
     if sources != list(range(count)):

@@ -37,7 +37,9 @@ def layout_of(path: str) -> Layout:
     yaml_file = yaml_of(path)
     if yaml_file:
         splits = yolo_splits(yaml_file)
-        return Layout("YOLO", splits, lambda split: read_yolo(yaml_file, split or splits[0]))
+        if not splits:
+            raise InputError(f"{yaml_file}: names no images: add 'train' or 'val', a folder each")
+        return Layout("YOLO", splits, lambda split: read_yolo(yaml_file, split))
     if not os.path.isdir(path):
         raise MissingFileError(f"{path} does not exist: give a json, a data.yaml or a folder")
     found = {split: pair for split in _FOLDERS if (pair := _coco_split(path, split))}

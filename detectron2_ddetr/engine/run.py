@@ -95,6 +95,8 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     count = bool(args.dataset) and "MODEL.DETR.NUM_CLASSES" not in args.opts[::2]
     names = check_datasets(cfg, eval_only=eval_only, order=order, count=count)
     cfg.DATASETS.CLASS_NAMES = names or []
+    if not (eval_only or cfg.DATASETS.TRAIN):
+        raise InputError("DATASETS.TRAIN is empty; name at least one registered data set")
     if names:
         first = (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN)[0]
         logger.info(f"classes of {first}:\n{class_table(first)}")

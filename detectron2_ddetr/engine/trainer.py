@@ -119,6 +119,8 @@ class Trainer(DefaultTrainer):
         loader = LastBatch(self._train_loader)
         self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        if not cfg.DATASETS.TRAIN:
+            raise InputError("DATASETS.TRAIN is empty; name at least one registered data set")
         names = class_names(cfg)
         self.checkpointer = Checkpointer(
             model,
@@ -143,9 +145,10 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> dict:
             self._last_eval_results = self.test(self.cfg, self.model)
+            results = finite_results(self._last_eval_results)
             if self.best is not None:
-                self.best.update(self._last_eval_results)
-            return finite_results(self._last_eval_results)
+                self.best.update(results)
+            return results
 
         period, keep = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP
         folder = self.cfg.OUTPUT_DIR
