@@ -83,6 +83,10 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # training and evaluation: "bfloat16", or on GPUs "float16".
     cfg.SOLVER.AMP.PRECISION = "bfloat16"
 
+    # In how many passes, one after the other, a process computes the gradient of its share of
+    # IMS_PER_BATCH: less memory, the same update.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
     # How many periodic checkpoints stay, the newest; 0 for all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
 

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from .errors import InputError, UnsupportedError
-from .toolbox import TOOLBOX, CfgNode
+from .toolbox import TOOLBOX, CfgNode, comm
 
 _ABOVE_0 = math.ulp(0.0)
 _MOST = sys.float_info.max
@@ -21,7 +21,8 @@ _RANGES = {
             "NUM_CLASSES", "NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS",
             "ENC_N_POINTS", "DEC_N_POINTS")]
         + ["INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
-           "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE"],
+           "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATION_STEPS",
+           "TEST.DETECTIONS_PER_IMAGE"],
         (1, _MOST),
     ),
     **dict.fromkeys(
@@ -117,6 +118,14 @@ def check_trainer_config(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.AMP.PRECISION is 'float16', but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: it is "
             "for GPUs; set SOLVER.AMP.PRECISION bfloat16"
+        )
+    solver = cfg.SOLVER
+    images = solver.IMS_PER_BATCH // comm.get_world_size()
+    if solver.ACCUMULATION_STEPS > images:
+        raise InputError(
+            f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, but a process has only "
+            f"{images} images of SOLVER.IMS_PER_BATCH ({solver.IMS_PER_BATCH}): it divides these, "
+            "so set it to no more"
         )
     for expected in cfg.TEST.EXPECTED_RESULTS:
         if not isinstance(expected, (list, tuple)) or len(expected) != 4:

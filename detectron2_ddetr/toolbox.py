@@ -35,7 +35,6 @@ if TOOLBOX == "detectron2":
     from detectron2.data import transforms as T
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import (
-        AMPTrainer,
         DefaultTrainer,
         HookBase,
         SimpleTrainer,
@@ -74,7 +73,6 @@ else:
         register_coco_instances,
     )
     from .host.engine import (
-        AMPTrainer,
         DefaultTrainer,
         HookBase,
         SimpleTrainer,

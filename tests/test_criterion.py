@@ -138,8 +138,13 @@ def test_more_targets_than_queries():
 @pytest.mark.parametrize(("counts", "expected"), [([3, 0, 4], 7.0), ([0, 0], 1.0), ([1, 0], 1.0)])
 def test_num_boxes(counts, expected):
     """Parity I66: the count of the batch, at least 1."""
-    _, targets = random_case(2, counts)
-    assert mean_num_boxes(targets, torch.device("cpu")).item() == expected
+    outputs, targets = random_case(2, counts)
+    assert mean_num_boxes(sum(counts), torch.device("cpu")).item() == expected
+    criterion = SetCriterion(HungarianMatcher())
+    whole = criterion(outputs, targets)
+    criterion.batch_boxes = 10  # of a batch of which these are a part
+    for name, loss in criterion(outputs, targets).items():
+        assert_close(loss, whole[name] * expected / 10)
 
 
 def _process(rank, path):

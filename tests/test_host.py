@@ -280,31 +280,6 @@ def test_hooks_run_after_an_error(tmp_path):
     assert seen == [(1, 6)]
 
 
-@pytest.mark.cuda
-def test_mixed_precision():
-    class Half(nn.Linear):
-        def forward(self, x):
-            seen.append(super().forward(x).dtype)
-            return {"loss": super().forward(x).sum()}
-
-    seen, model = [], Half(3, 2).cuda()
-    before, batch = model.weight.clone(), torch.rand(4, 3, device="cuda")
-    trainer = engine.AMPTrainer(model, [batch], torch.optim.SGD(model.parameters(), lr=0.1))
-    engine.EventStorage.current = engine.EventStorage()
-    trainer.run_step()
-    assert seen == [torch.float16] and not torch.equal(model.weight, before)
-    state = trainer.state_dict()
-    assert state["grad_scaler"]["scale"] > 1
-    trainer.load_state_dict(state)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
-def test_mixed_precision_needs_a_gpu():
-    trainer = engine.AMPTrainer(_Model(), [[1.0]], torch.optim.SGD([torch.zeros(1)], lr=0.1))
-    with pytest.raises(AssertionError, match="CUDA"):
-        trainer.run_step()
-
-
 def test_checkpointer(tmp_path, monkeypatch):
     model, other = _Model(), _Model()
     other.weight.data.zero_()

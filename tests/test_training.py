@@ -244,7 +244,7 @@ def test_one_value_is_not_enough_for_batch_norm(shapes, tmp_path):
     """A small image alone: said with the image and what to change, and nothing is lost."""
     opts = ["SOLVER.IMS_PER_BATCH", 1, "INPUT.MIN_SIZE_TRAIN", 32, "INPUT.MAX_SIZE_TRAIN", 32]
     log = run(shapes, tmp_path, opts=opts, expected=1)
-    assert "BatchNorm cannot be trained on one value" in log and ".png alone in a batch" in log
+    assert "BatchNorm cannot be trained on one value" in log and ".png alone in a pass" in log
     assert "Traceback" not in log and (tmp_path / "model_initial.pth").exists()
 
 

@@ -1,12 +1,16 @@
-"""detectron2's training steps, with a check of the losses before anything is updated."""
+"""One training step: losses and gradients of a batch, in parts if need be, checked, one update."""
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
-from ..toolbox import AMPTrainer, SimpleTrainer, comm
+from ..toolbox import SimpleTrainer, comm
 from .optimizer import NonFiniteGradientError
 
 
@@ -34,28 +38,93 @@ class LastBatch:
         return [x["file_name"] for x in self.batch]
 
 
-class _FiniteLosses:
+class TrainStep(SimpleTrainer):
     """
-    Stops on all processes when a loss or gradient is not finite on any of them.
+    detectron2's step, with gradient accumulation, and stopped on all processes, before the update,
+    when a loss or gradient is not finite on any of them.
 
-    detectron2's own check names no image, runs on one process only and may be skipped between
-    logged iterations. The data loader must be a :class:`LastBatch`.
+    detectron2's own check of losses names no image, runs on one process only and may be skipped
+    between logged iterations.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: LastBatch,
+        optimizer: torch.optim.Optimizer,
+        *,
+        parts: int = 1,
+        scale_losses: bool = False,
+    ):
+        """
+        Args:
+            parts: how many passes, one after the other, the batch of a process is divided into.
+                Losses and gradients are those of the whole batch, except for what in the model
+                depends on the images a pass has together: training BatchNorm, and padding.
+            scale_losses: for float16, whose range is small.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.parts = parts
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=scale_losses)
+        self._batches: Iterator[list[dict]] | None = None
 
     def run_step(self) -> None:
+        """
+        Raises:
+            FloatingPointError: names the processes and images; nothing was updated.
+            InputError: when BatchNorm gets one value.
+        """
+        start = time.perf_counter()
+        self._batches = self._batches or iter(self.data_loader)
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
         try:
-            super().run_step()
-        except NonFiniteGradientError as error:
-            files = ", ".join(self.data_loader.file_names())
-            raise FloatingPointError(f"{error}; images of this process: {files}") from error
+            losses = self._backward(batch)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
             files = ", ".join(self.data_loader.file_names())
             raise InputError(
-                f"BatchNorm cannot be trained on one value, of {files} alone in a batch: raise "
-                "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, or set MODEL.RESNETS.NORM FrozenBN"
+                f"BatchNorm cannot be trained on one value, of {files} alone in a pass: raise "
+                "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, lower SOLVER.ACCUMULATION_STEPS, or "
+                "set MODEL.RESNETS.NORM FrozenBN"
             ) from error
+        self._write_metrics(losses, data_time)
+        try:
+            self.grad_scaler.step(self.optimizer)
+        except NonFiniteGradientError as error:
+            files = ", ".join(self.data_loader.file_names())
+            raise FloatingPointError(f"{error}; images of this process: {files}") from error
+        self.grad_scaler.update()
+
+    def _backward(self, batch: list[dict]) -> dict[str, Tensor]:
+        """Adds the gradients of a batch, and returns its losses."""
+        distributed = isinstance(self.model, DistributedDataParallel)
+        criterion = (self.model.module if distributed else self.model).criterion
+        criterion.batch_boxes = sum(len(image["instances"]) for image in batch)
+        losses: dict[str, Tensor] = {}
+        try:
+            for i in range(self.parts):
+                part = batch[i * len(batch) // self.parts : (i + 1) * len(batch) // self.parts]
+                # The processes exchange their gradients once, in the last pass.
+                waits = distributed and i + 1 < self.parts
+                with self.model.no_sync() if waits else contextlib.nullcontext():
+                    of_part = self.model(part)
+                    self.grad_scaler.scale(sum(of_part.values())).backward()
+                for name, loss in of_part.items():
+                    losses[name] = losses.get(name, 0) + loss.detach()
+        finally:
+            criterion.batch_boxes = None
+        return losses
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if scaler := state_dict.get("grad_scaler"):  # else the training had none so far
+            self.grad_scaler.load_state_dict(scaler)
 
     def _write_metrics(
         self,
@@ -76,11 +145,3 @@ class _FiniteLosses:
         if faults:
             raise FloatingPointError("\n".join(faults))
         super()._write_metrics(loss_dict, data_time, prefix, iter)
-
-
-class FiniteSimpleTrainer(_FiniteLosses, SimpleTrainer):
-    """:class:`SimpleTrainer` that stops on a loss that is not finite."""
-
-
-class FiniteAMPTrainer(_FiniteLosses, AMPTrainer):
-    """:class:`AMPTrainer` that stops on a loss that is not finite."""

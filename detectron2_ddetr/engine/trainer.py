@@ -41,7 +41,7 @@ from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
-from .train_step import FiniteAMPTrainer, FiniteSimpleTrainer, LastBatch
+from .train_step import LastBatch, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +115,10 @@ class Trainer(DefaultTrainer):
         # The model lowers its precision itself; float16 has a small range, for which losses are
         # scaled.
         scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "float16"
-        step = FiniteAMPTrainer if scaled else FiniteSimpleTrainer
         loader = LastBatch(self._train_loader)
-        self._trainer = step(model, loader, optimizer)
+        self._trainer = TrainStep(
+            model, loader, optimizer, parts=cfg.SOLVER.ACCUMULATION_STEPS, scale_losses=scaled
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         if not cfg.DATASETS.TRAIN:
             raise InputError("DATASETS.TRAIN is empty; name at least one registered data set")
@@ -253,10 +254,6 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         state, differences = fit_state(state_dict, self.cfg, self.optimizer, self.scheduler)
-        scaler = getattr(self._trainer, "grad_scaler", None)
-        if scaler is not None and not state["_trainer"].get("grad_scaler"):
-            # The training was not in mixed precision so far.
-            state["_trainer"] |= {"grad_scaler": scaler.state_dict()}
         super().load_state_dict(state)
         self._images_before = state["images"]
         if differences:

@@ -151,30 +151,24 @@ class TrainerBase:
 class SimpleTrainer(TrainerBase):
     """One model, one optimizer and one endless loader; the model returns a dict of losses."""
 
-    _mixed_precision = False
-
     def __init__(self, model: nn.Module, data_loader: Iterable, optimizer: optim.Optimizer):
         super().__init__()
         self.model, self.data_loader, self.optimizer = model.train(), data_loader, optimizer
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=self._mixed_precision)
         self._batches = None
 
     def run_step(self) -> None:
         """Draw a batch, compute losses and gradients, write metrics, update."""
         assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
-        assert torch.cuda.is_available() or not self._mixed_precision, "AMP training needs CUDA"
         start = time.perf_counter()
         self._batches = self._batches or iter(self.data_loader)
         data = next(self._batches)
         data_time = time.perf_counter() - start
-        with torch.amp.autocast("cuda", torch.float16, enabled=self._mixed_precision):
-            loss_dict = self.model(data)
-            losses = sum(loss_dict.values())
+        loss_dict = self.model(data)
+        losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
+        losses.backward()
         self._write_metrics(loss_dict, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self.optimizer.step()
 
     def _write_metrics(self, loss_dict: dict, data_time: float, prefix="", iter=None) -> None:
         """Record the mean losses and the longest `data_time` of all ranks."""
@@ -186,19 +180,11 @@ class SimpleTrainer(TrainerBase):
         EventStorage.current.put_scalar("data_time", max(seconds for _, seconds in gathered))
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "grad_scaler": self.grad_scaler}
-        return {"iteration": self.iter} | {name: part.state_dict() for name, part in parts.items()}
+        return {"iteration": self.iter, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.iter = state_dict["iteration"]
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.grad_scaler.load_state_dict(state_dict.get("grad_scaler", {}))
-
-
-class AMPTrainer(SimpleTrainer):
-    """A :class:`SimpleTrainer` in mixed precision on CUDA."""
-
-    _mixed_precision = True
 
 
 class DefaultTrainer(TrainerBase):

@@ -75,6 +75,9 @@ class SetCriterion(nn.Module):
         if not 0 <= focal_alpha <= 1 and focal_alpha != -1:
             raise ValueError(f"focal_alpha must be from 0 to 1, or -1, got {focal_alpha}")
         self.focal_alpha = focal_alpha
+        #: How many boxes the losses of this process are divided by where a batch comes in parts, as
+        #: in gradient accumulation: those of all parts. None for those of the targets.
+        self.batch_boxes: int | None = None
         # Differs from the official code: no cardinality error, because it counts a background class
         # that sigmoid heads do not have.
         #: Of the last call, detached: "class_error", the percentage of matched queries whose
@@ -108,7 +111,10 @@ class SetCriterion(nn.Module):
             ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
         check_targets(outputs, targets)
-        num_boxes = mean_num_boxes(targets, outputs["pred_logits"].device)
+        boxes = self.batch_boxes
+        if boxes is None:
+            boxes = sum(len(t["labels"]) for t in targets)
+        num_boxes = mean_num_boxes(boxes, outputs["pred_logits"].device)
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
@@ -166,11 +172,9 @@ class SetCriterion(nn.Module):
         }
 
 
-def mean_num_boxes(targets: Targets, device: torch.device) -> Tensor:
-    """Number of target boxes per process, averaged over all processes, at least 1; a scalar."""
-    num_boxes = torch.tensor(
-        float(sum(len(t["labels"]) for t in targets)), dtype=torch.float32, device=device
-    )
+def mean_num_boxes(boxes: int, device: torch.device) -> Tensor:
+    """`boxes` of this process, averaged over all processes, at least 1; a scalar on `device`."""
+    num_boxes = torch.tensor(float(boxes), dtype=torch.float32, device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(num_boxes)
         num_boxes /= dist.get_world_size()
