@@ -64,6 +64,12 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # Queries start from boxes that the encoder proposes. Needs WITH_BOX_REFINE.
     node.TWO_STAGE = False
 
+    # Training computes the activations of these parts again instead of keeping them.
+    node.ACTIVATION_CHECKPOINTING = CfgNode()
+    node.ACTIVATION_CHECKPOINTING.BACKBONE = False
+    node.ACTIVATION_CHECKPOINTING.ENCODER = False
+    node.ACTIVATION_CHECKPOINTING.DECODER = False
+
     # Loss. The same weights hold for every decoder layer and for the encoder.
     node.FOCAL_ALPHA = 0.25
     node.LOSS_CE_WEIGHT = 2.0

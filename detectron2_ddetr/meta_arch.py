@@ -16,6 +16,7 @@ from .config_rules import check_config
 from .errors import InputError
 from .inputs import check_detections, check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
+from .modeling.activation_checkpointing import blocks_of, checkpoint_activations
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
     BACKBONE_REGISTRY,
@@ -52,6 +53,7 @@ class SetDetector(nn.Module):
         pixel_std: list[float],
         num_detections: int = 100,
         precision: torch.dtype | None = None,
+        activation_checkpointing: Sequence[str] = (),
     ):
         """
         Args:
@@ -64,6 +66,9 @@ class SetDetector(nn.Module):
             precision: torch.bfloat16 or torch.float16 for matrix products and convolutions of the
                 network (torch.autocast); None for that of the weights. Coordinates, scores that
                 rank proposals, and losses are float32 in any case.
+            activation_checkpointing: of "backbone", "encoder" and "decoder" those whose
+                activations are computed again in the backward pass, see
+                :func:`checkpoint_activations`.
 
         Raises:
             InputError: for maps that the backbone does not give, and numbers that cannot be.
@@ -91,10 +96,30 @@ class SetDetector(nn.Module):
         with torch.device("cpu"):  # detectron2 computes sizes with tensors, also of a meta image
             images = self.pad([torch.empty(len(pixel_mean), 128, 128, device="meta")])
         freeze_unread(backbone, self.in_features, images.tensor)
+        for part in activation_checkpointing:
+            checkpoint_activations(self._layers_of(part))
         # So that weights are read alike whoever loads them, detectron2's checkpointer included.
         read_alike(self)
         watch_loading(self)
         self._frozen_layers_are_checked = False
+
+    def _layers_of(self, part: str) -> list[nn.Module]:
+        """What of "backbone", "encoder" or "decoder" follows one after the other."""
+        if part in ("encoder", "decoder"):
+            return list(getattr(self.head.transformer, part).layers)
+        if part != "backbone":
+            raise InputError(
+                "activation_checkpointing must name some of 'backbone', 'encoder' and 'decoder', "
+                f"got {part!r}"
+            )
+        layers = list(blocks_of(self.backbone))
+        if not layers:
+            raise InputError(
+                "activation_checkpointing of the backbone (MODEL.DETR.ACTIVATION_CHECKPOINTING."
+                f"BACKBONE): {type(self.backbone).__name__} is no sequence of blocks; set it to "
+                "False"
+            )
+        return layers
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -103,6 +128,8 @@ class SetDetector(nn.Module):
         registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         backbone = build_backbone(cfg)
         in_features, amp = cfg.MODEL.DETR.IN_FEATURES, cfg.SOLVER.AMP
+        node = cfg.MODEL.DETR.ACTIVATION_CHECKPOINTING
+        recomputed = {"backbone": node.BACKBONE, "encoder": node.ENCODER, "decoder": node.DECODER}
         return {
             "backbone": backbone,
             "head": build_head(cfg, channels_of(backbone, in_features, cfg.MODEL.BACKBONE.NAME)),
@@ -112,6 +139,7 @@ class SetDetector(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "precision": getattr(torch, amp.PRECISION) if amp.ENABLED else None,
+            "activation_checkpointing": [part for part, on in recomputed.items() if on],
         }
 
     @property

@@ -347,7 +347,9 @@ CHANGES = {
 
 
 def test_every_model_key_is_tried():
-    assert {key.removeprefix(NODE) for key in added_keys() if key.startswith(NODE)} == set(CHANGES)
+    """But for what must not change any number, as test_activation_checkpointing.py shows."""
+    keys = {key.removeprefix(NODE) for key in added_keys() if key.startswith(NODE)}
+    assert {key for key in keys if not key.startswith("ACTIVATION_CHECKPOINTING.")} == set(CHANGES)
 
 
 @pytest.fixture(scope="module")
