@@ -93,6 +93,13 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # IMS_PER_BATCH: less memory, the same update.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
+    # An exponential moving average of the weights is what is evaluated and saved as the model, with
+    # this decay, such as 0.999; 0 for none.
+    cfg.SOLVER.EMA_DECAY = 0.0
+
+    # After so many evaluations without a better AP the training ends; 0 for never.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+
     # How many periodic checkpoints stay, the newest; 0 for all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
 

@@ -32,12 +32,14 @@ _RANGES = {
         + ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.CROP_RESIZE_SIZES",
            "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS",
            "SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.LINEAR_PROJ_MULTIPLIER",
-           "SOLVER.CHECKPOINTS_TO_KEEP", "SOLVER.BASE_LR_END", "SOLVER.GAMMA",
+           "SOLVER.CHECKPOINTS_TO_KEEP", "SOLVER.EARLY_STOP_PATIENCE",
+           "SOLVER.BASE_LR_END", "SOLVER.GAMMA",
            "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_ITERS",
            "MODEL.BACKBONE.FREEZE_AT", "DATALOADER.NUM_WORKERS"],
         (0, _MOST),
     ),
     "MODEL.DETR.DROPOUT": (0, 1),
+    "SOLVER.EMA_DECAY": (0, math.nextafter(1, 0)),
     "MODEL.PIXEL_STD": (_ABOVE_0, _MOST),
     "SOLVER.BASE_LR": (_ABOVE_0, _MOST),
     "SEED": (-_MOST, 2**32 - 1),
@@ -126,6 +128,11 @@ def check_trainer_config(cfg: CfgNode) -> None:
             f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, but a process has only "
             f"{images} images of SOLVER.IMS_PER_BATCH ({solver.IMS_PER_BATCH}): it divides these, "
             "so set it to no more"
+        )
+    if solver.EARLY_STOP_PATIENCE and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+        raise InputError(
+            f"SOLVER.EARLY_STOP_PATIENCE is {solver.EARLY_STOP_PATIENCE}, but nothing is evaluated "
+            "during training: set TEST.EVAL_PERIOD, and DATASETS.TEST or --val"
         )
     for expected in cfg.TEST.EXPECTED_RESULTS:
         if not isinstance(expected, (list, tuple)) or len(expected) != 4:

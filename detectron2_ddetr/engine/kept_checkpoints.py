@@ -24,13 +24,17 @@ class BestCheckpoint(HookBase):
     A training that is resumed goes on from that json.
     """
 
-    def __init__(self, checkpointer: Checkpointer, data: str):
+    def __init__(self, checkpointer: Checkpointer, data: str, ema_decay: float = 0.0):
         """
         Args:
             data: the data set whose AP counts.
+            ema_decay: of the average that the weights are; 0 for weights as they are trained.
         """
         self.checkpointer = checkpointer
         self.data = data
+        self.ema_decay = ema_decay
+        #: Of the best evaluation so far, on the main process; None before there is one.
+        self.iteration: int | None = None
         self._json_file = os.path.join(checkpointer.save_dir, f"{BEST}.json")
         self._best: float | None = None
 
@@ -43,7 +47,8 @@ class BestCheckpoint(HookBase):
             return
         try:
             with open(self._json_file, encoding="utf-8") as file:
-                self._best = float(json.load(file)["value"])
+                content = json.load(file)
+                self._best, self.iteration = float(content["value"]), int(content["iteration"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{self._json_file}: cannot be read ({error!r}); remove it, and the next "
@@ -63,13 +68,13 @@ class BestCheckpoint(HookBase):
             or (self._best is not None and ap <= self._best)
         ):
             return
-        self._best = ap
-        iteration = self.trainer.iter
-        self.checkpointer.save_weights(BEST, iteration=iteration)
+        self._best, self.iteration = ap, self.trainer.iter
+        self.checkpointer.save_weights(BEST, iteration=self.iteration)
         names, ids = self.checkpointer.class_names, self.checkpointer.category_ids
         content = {
             "weights": f"{BEST}.pth",
-            "iteration": iteration,
+            "ema_decay": self.ema_decay,
+            "iteration": self.iteration,
             "metric": "bbox/AP",
             "value": ap,
             "data": self.data,

@@ -34,7 +34,9 @@ from ..toolbox import (
     build_detection_test_loader,
     comm,
     hooks,
+    verify_results,
 )
+from .early_stop import EarlyStop, StoppedEarly
 from .evaluator import build_evaluator, finite_results
 from .interruption import InterruptionGuard
 from .kept_checkpoints import BestCheckpoint, KeepNewest
@@ -42,6 +44,7 @@ from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
 from .train_step import LastBatch, TrainStep
+from .weight_average import TRAINED, WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +77,7 @@ class Diagnostics(HookBase):
     """Logs what the criterion observed, such as `class_error`, beside the losses."""
 
     def after_step(self) -> None:
-        model = self.trainer.model
-        model = model.module if isinstance(model, DistributedDataParallel) else model
-        for name, value in model.criterion.diagnostics.items():
+        for name, value in self.trainer.unwrapped_model.criterion.diagnostics.items():
             self.trainer.storage.put_scalar(name, value.item())
 
 
@@ -130,11 +131,20 @@ class Trainer(DefaultTrainer):
             category_ids=names and category_ids(cfg.DATASETS.TRAIN[0]),
             trainer=weakref.proxy(self),
         )
+        self.average = None
+        if decay := cfg.SOLVER.EMA_DECAY:
+            self.average = WeightAverage(self.unwrapped_model, decay)
         self.best = None
         if cfg.DATASETS.TEST:
-            self.best = BestCheckpoint(self.checkpointer, cfg.DATASETS.TEST[0])
+            self.best = BestCheckpoint(self.checkpointer, cfg.DATASETS.TEST[0], decay)
         self.guard = InterruptionGuard(self.checkpointer, optimizer, loader)
         self.register_hooks(self.build_hooks())
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        """That is trained, also where several processes train it."""
+        model = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _train_loader(self) -> DataLoader:
         return self.build_train_loader(
@@ -145,26 +155,30 @@ class Trainer(DefaultTrainer):
         """The default hooks, in the default order, and the ones of this module."""
 
         def evaluate() -> dict:
-            self._last_eval_results = self.test(self.cfg, self.model)
+            model = self.model if self.average is None else self.average.model
+            self._last_eval_results = self.test(self.cfg, model)
             results = finite_results(self._last_eval_results)
             if self.best is not None:
                 self.best.update(results)
             return results
 
-        period, keep = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP
-        folder = self.cfg.OUTPUT_DIR
-        main = comm.is_main_process()
+        solver, folder, main = self.cfg.SOLVER, self.cfg.OUTPUT_DIR, comm.is_main_process()
+        period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP
+        patience, eval_period = solver.EARLY_STOP_PATIENCE, self.cfg.TEST.EVAL_PERIOD
         return [
             self.step_seed,
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            *([self.average] if self.average is not None else []),
             self.guard,
             *([hooks.PeriodicCheckpointer(self.checkpointer, period)] if main else []),
             *([KeepNewest(folder, period, keep)] if main and keep else []),
             *([self.best] if self.best is not None else []),
             Diagnostics(),
-            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
+            hooks.EvalHook(eval_period, evaluate),
             *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),
+            # After the writer, so that the last evaluation is written.
+            *([EarlyStop(self.best, patience, eval_period)] if patience else []),
         ]
 
     def build_writers(self) -> list:
@@ -210,11 +224,20 @@ class Trainer(DefaultTrainer):
         # The model checks it as well, but only when there is a first checkpoint to resume from.
         check_frozen_layers(self.model)
         if not comm.is_main_process():
-            return super().train()
+            return self._train()
         os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
         check_run_folder(self.cfg.OUTPUT_DIR, self._resumed)
         with locked(self.cfg.OUTPUT_DIR):
+            return self._train()
+
+    def _train(self) -> dict | None:
+        try:
             return super().train()
+        except StoppedEarly as stop:
+            logger.info(str(stop))
+            if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
@@ -254,6 +277,9 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         state, differences = fit_state(state_dict, self.cfg, self.optimizer, self.scheduler)
+        if self.average is None and (averaged := state["hooks"].pop("WeightAverage", None)):
+            # The checkpoint's model is an average, which is not wanted any more.
+            self.unwrapped_model.load_state_dict(averaged[TRAINED])
         super().load_state_dict(state)
         self._images_before = state["images"]
         if differences:
