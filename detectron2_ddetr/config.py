@@ -93,6 +93,12 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # IMS_PER_BATCH: less memory, the same update.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
+    # How many images an update has for which all numbers of SOLVER are made; 0 for IMS_PER_BATCH,
+    # whatever it is. With another IMS_PER_BATCH, BATCH_RULE says what to do: "keep" rates and
+    # schedule, "scale" them, or "accumulate" the gradient until it is of as many.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    cfg.SOLVER.BATCH_RULE = "keep"
+
     # An exponential moving average of the weights is what is evaluated and saved as the model, with
     # this decay, such as 0.999; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0

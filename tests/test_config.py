@@ -41,7 +41,12 @@ def test_keys_of_detectron2_are_left_alone():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     assert {key for key in new if not key.startswith(NODE)} == {
+        "SOLVER.ACCUMULATION_STEPS",
         "SOLVER.AMP.PRECISION",
+        "SOLVER.BATCH_RULE",
+        "SOLVER.EARLY_STOP_PATIENCE",
+        "SOLVER.EMA_DECAY",
+        "SOLVER.REFERENCE_BATCH",
         "SOLVER.BACKBONE_MULTIPLIER",
         "SOLVER.CHECKPOINTS_TO_KEEP",
         "SOLVER.LINEAR_PROJ_MULTIPLIER",

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import tempfile
 
 import torch
 
@@ -29,6 +30,8 @@ from ..toolbox import (
     setup_logger,
     verify_results,
 )
+from .batch_rule import apply_batch_rule
+from .dry_run import dry_run
 from .run_folder import check_run_folder, kept_unless_done
 from .trainer import Trainer
 
@@ -39,6 +42,12 @@ def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """detectron2's arguments, and those of :func:`add_given_arguments`."""
     parser = default_argument_parser(epilog)
     add_given_arguments(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train a few steps on the largest images with the most boxes, print memory and time, "
+        "and stop; nothing is written",
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
@@ -72,6 +81,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, check the data sets and start logging, before anything is built."""
     cfg = _read_config(args, eval_only=args.eval_only)
     check_device(cfg, args.num_gpus)
+    said = ""
+    if not args.eval_only:
+        cfg, said = apply_batch_rule(cfg)
+        check_trainer_config(cfg)
+    if args.dry_run:
+        setup_logger(distributed_rank=comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
+        if said:
+            logger.info(said)
+        return use_datasets(cfg, args, eval_only=False)
     if not args.eval_only and comm.is_main_process():
         check_run_folder(cfg.OUTPUT_DIR, args.resume)
     try:
@@ -80,6 +98,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r}: {error.strerror}") from error
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="detectron2_ddetr", abbrev_name="ddetr")
     logger.info(f"toolbox: {describe_toolbox()}")
+    if said:
+        logger.info(said)
     return use_datasets(cfg, args, eval_only=args.eval_only)
 
 
@@ -148,9 +168,23 @@ def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
         )
 
 
+def _dry_run(cfg: CfgNode) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    with tempfile.TemporaryDirectory(prefix="ddetr_dry_run_") as cfg.OUTPUT_DIR:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        logger.info(dry_run(trainer))
+
+
 def main(args: argparse.Namespace) -> dict | None:
     """Train or evaluate as `args` say; the results of the last evaluation on the main process."""
+    if args.dry_run and (args.eval_only or args.resume):
+        raise InputError("--dry-run measures a training that begins: leave the other option out")
     cfg = setup(args)
+    if args.dry_run:
+        _dry_run(cfg)
+        return None
     if not args.eval_only:
         # What a training that is refused would have done is no part of the folder of a run.
         with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):

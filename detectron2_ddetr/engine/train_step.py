@@ -34,8 +34,9 @@ class LastBatch:
             yield self.batch
             self.waiting = True
 
-    def file_names(self) -> list[str]:
-        return [x["file_name"] for x in self.batch]
+
+def file_names(batch: list[dict]) -> str:
+    return ", ".join(image["file_name"] for image in batch)
 
 
 class TrainStep(SimpleTrainer):
@@ -78,24 +79,33 @@ class TrainStep(SimpleTrainer):
         self._batches = self._batches or iter(self.data_loader)
         batch = next(self._batches)
         data_time = time.perf_counter() - start
+        self.update(batch, lambda losses: self._write_metrics(losses, data_time))
+
+    def update(self, batch: list[dict], check: Callable[[dict[str, Tensor]], None]) -> None:
+        """
+        Trains on a batch.
+
+        Args:
+            check: gets the losses before anything is updated.
+        """
         self.optimizer.zero_grad()
         try:
             losses = self._backward(batch)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
-            files = ", ".join(self.data_loader.file_names())
             raise InputError(
-                f"BatchNorm cannot be trained on one value, of {files} alone in a pass: raise "
-                "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, lower SOLVER.ACCUMULATION_STEPS, or "
-                "set MODEL.RESNETS.NORM FrozenBN"
+                f"BatchNorm cannot be trained on one value, of {file_names(batch)} alone in a "
+                "pass: raise SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, lower "
+                "SOLVER.ACCUMULATION_STEPS, or set MODEL.RESNETS.NORM FrozenBN"
             ) from error
-        self._write_metrics(losses, data_time)
+        check(losses)
         try:
             self.grad_scaler.step(self.optimizer)
         except NonFiniteGradientError as error:
-            files = ", ".join(self.data_loader.file_names())
-            raise FloatingPointError(f"{error}; images of this process: {files}") from error
+            raise FloatingPointError(
+                f"{error}; images of this process: {file_names(batch)}"
+            ) from error
         self.grad_scaler.update()
 
     def _backward(self, batch: list[dict]) -> dict[str, Tensor]:
@@ -134,11 +144,11 @@ class TrainStep(SimpleTrainer):
         iter: int | None = None,
     ) -> None:
         losses = {name: loss.item() for name, loss in loss_dict.items()}
-        ranks = comm.all_gather((losses, self.data_loader.file_names()))
+        ranks = comm.all_gather((losses, file_names(self.data_loader.batch)))
         faults = [
             f"losses of process {rank}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-            + f"; its images: {', '.join(files)}"
+            + f"; its images: {files}"
             for rank, (terms, files) in enumerate(ranks)
             if not np.isfinite(sum(terms.values()))
         ]

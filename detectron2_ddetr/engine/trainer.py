@@ -38,6 +38,7 @@ from ..toolbox import (
 )
 from .early_stop import EarlyStop, StoppedEarly
 from .evaluator import build_evaluator, finite_results
+from .history import MissedEvaluation, Recorder, continue_history
 from .interruption import InterruptionGuard
 from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
@@ -162,9 +163,12 @@ class Trainer(DefaultTrainer):
                 self.best.update(results)
             return results
 
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
         solver, folder, main = self.cfg.SOLVER, self.cfg.OUTPUT_DIR, comm.is_main_process()
         period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP
         patience, eval_period = solver.EARLY_STOP_PATIENCE, self.cfg.TEST.EVAL_PERIOD
+        recorded = [Recorder(self.build_writers(), 20, eval_period)] if main else []
+        self._missed = MissedEvaluation(evaluation, *recorded)
         return [
             self.step_seed,
             hooks.IterationTimer(),
@@ -175,8 +179,9 @@ class Trainer(DefaultTrainer):
             *([KeepNewest(folder, period, keep)] if main and keep else []),
             *([self.best] if self.best is not None else []),
             Diagnostics(),
-            hooks.EvalHook(eval_period, evaluate),
-            *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),
+            evaluation,
+            *recorded,
+            self._missed,
             # After the writer, so that the last evaluation is written.
             *([EarlyStop(self.best, patience, eval_period)] if patience else []),
         ]
@@ -215,6 +220,11 @@ class Trainer(DefaultTrainer):
             self.best.resume()
         super().resume_or_load(resume)
         self.completed_iter = self.start_iter - 1
+        if self._resumed:
+            rows, path = [], os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+            if comm.is_main_process():
+                rows = continue_history(path, self.completed_iter)
+            self._missed.resume(rows, self.completed_iter)
 
     def train(self) -> dict | None:
         """
@@ -238,6 +248,10 @@ class Trainer(DefaultTrainer):
             if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
                 verify_results(self.cfg, self._last_eval_results)
             return self._last_eval_results
+
+    def update(self, batch: list[dict]) -> None:
+        """One update on a given batch, outside a training: nothing is recorded."""
+        self._trainer.update(batch, check=lambda losses: None)
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter

@@ -1,0 +1,104 @@
+"""metrics.json of a training that is resumed: no row is missing, and none is there twice."""
+
+import json
+import os
+
+from ..errors import InputError
+from ..toolbox import HookBase, comm, hooks
+
+
+def read_history(path: str) -> list[dict]:
+    """
+    The rows of a metrics.json; none if it does not exist. What a killed process has left of a last
+    line is no row.
+
+    Raises:
+        InputError: names the line that is none.
+    """
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["iteration"] += 0
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path}: line {number} is no row of metrics; remove it, or the file to begin "
+                "another history"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def continue_history(path: str, iteration: int) -> list[dict]:
+    """
+    Takes the rows after `iteration` out of the file: a training that goes on from there writes them
+    again.
+
+    Returns:
+        The rows that stay.
+    """
+    rows = read_history(path)
+    kept = [row for row in rows if row["iteration"] <= iteration]
+    if rows:
+        # Into the same file, which detectron2's writer has open by now.
+        with open(path, "r+", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in kept)
+            file.truncate()
+    return kept
+
+
+class Recorder(hooks.PeriodicWriter):
+    """Writes after each evaluation too: of two between two writings, one would be lost."""
+
+    def __init__(self, writers: list, period: int, eval_period: int):
+        super().__init__(writers, period)
+        self._writers = writers
+        self._periods = [p for p in (period, eval_period) if p > 0]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+            for writer in self._writers:
+                writer.write()
+
+
+class MissedEvaluation(HookBase):
+    """
+    Evaluates first where a training was stopped between the last checkpoint and the end of the
+    evaluation that was due with it.
+    """
+
+    def __init__(self, *hooks_of_evaluation: HookBase):
+        """
+        Args:
+            hooks_of_evaluation: what is to happen after such an iteration, in that order.
+        """
+        self._hooks = hooks_of_evaluation
+        self._missed = False
+
+    def resume(self, rows: list[dict], iteration: int) -> None:
+        """
+        Args:
+            rows: of the history, on the main process.
+            iteration: of the checkpoint.
+        """
+        done = any(
+            row["iteration"] == iteration and any(key.endswith("bbox/AP") for key in row)
+            for row in rows
+        )
+        self._missed = not comm.all_gather(done)[0]
+
+    def before_train(self) -> None:
+        if not self._missed:
+            return
+        # As if the iteration of the checkpoint had just ended.
+        self.trainer.iter = self.trainer.storage.iter = self.trainer.start_iter - 1
+        for hook in self._hooks:
+            hook.after_step()
+        self.trainer.iter = self.trainer.storage.iter = self.trainer.start_iter

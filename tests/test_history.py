@@ -1,0 +1,72 @@
+"""metrics.json across stops: no row is missing, and none is there twice."""
+
+import json
+import shutil
+
+import pytest
+
+from detectron2_ddetr.engine.history import continue_history, read_history
+from detectron2_ddetr.errors import InputError
+
+from .test_training import run, shapes  # noqa: F401
+
+OPTS = ["SOLVER.MAX_ITER", 80, "SOLVER.CHECKPOINT_PERIOD", 20, "TEST.EVAL_PERIOD", 20]
+
+
+def test_rows_after_the_checkpoint_are_taken_out(tmp_path):
+    path = tmp_path / "metrics.json"
+    rows = [{"iteration": i, "loss": 0.5 * i} for i in (19, 39, 59)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text + '{"iteration": 7')  # the process was killed while it wrote
+    assert read_history(str(path)) == rows
+    for iteration, count in ((60, 3), (58, 2), (39, 2), (0, 0)):
+        assert continue_history(str(path), iteration) == rows[:count] == read_history(str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    path.unlink()
+    assert continue_history(str(path), 3) == [] and not path.exists()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1}', '{"iteration": "x"}'])
+def test_a_line_that_is_no_row(tmp_path, line):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 0}\n' + line + '\n{"iteration": 2}\n')
+    with pytest.raises(InputError, match="metrics.json: line 2 is no row of metrics; remove it"):
+        read_history(str(path))
+
+
+def numbers(folder):
+    """What a row has that does not depend on the clock, by iteration; each is there once."""
+    rows = read_history(str(folder / "metrics.json"))
+    found = {}
+    for row in rows:
+        kept = {k: v for k, v in row.items() if "time" not in k and not k.startswith("eta")}
+        assert row["iteration"] not in found, row["iteration"]
+        found[row["iteration"]] = kept
+    return found
+
+
+def test_stopped_anywhere(shapes, tmp_path):  # noqa: F811
+    """
+    Killed in the evaluation of a checkpoint, before its rows are written, or long after: the
+    history of the resumed training is that of one that never stopped.
+    """
+    whole = tmp_path / "whole"
+    run(shapes, whole, opts=OPTS)
+    expected = numbers(whole)
+    assert [i for i, row in expected.items() if "bbox/AP" in row] == [19, 39, 59, 80]
+    lines = (whole / "metrics.json").read_text().splitlines(keepends=True)
+    last = {"before": [x for x in lines if json.loads(x)["iteration"] < 39], "after": lines}
+    for name, left in last.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(whole / "model_0000039.pth", folder)
+        (folder / "last_checkpoint").write_text("model_0000039.pth")
+        (folder / "metrics.json").write_text("".join(left) + '{"iter')
+        log = run(shapes, folder, "--resume", opts=OPTS)
+        assert "Starting training from iteration 40" in log
+        found = numbers(folder)
+        assert found.keys() == expected.keys()
+        for iteration, row in expected.items():
+            if name == "before" and iteration == 39:  # its losses were lost with the process
+                row = {k: v for k, v in row.items() if "bbox/" in k or k == "iteration"}
+            assert found[iteration].items() >= row.items()
