@@ -196,7 +196,12 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={
         PACKAGE: [REPORT],
-        f"{PACKAGE}.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"],  # a link to configs/
+        f"{PACKAGE}.model_zoo": [  # its configs are a link to configs/
+            "configs/*.yaml",
+            "configs/*/*.yaml",
+            "configs/lazy/*.py",
+            "configs/lazy/common/*.py",
+        ],
     },
     entry_points={"console_scripts": ["ddetr = detectron2_ddetr.cli:main"]},
     ext_modules=[

@@ -135,6 +135,11 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
             :func:`check_config`.
         MissingFileError: when the file, or one that it is based on, does not exist.
     """
+    if config_file.endswith(".py"):
+        raise InputError(
+            f"{config_file} is no YAML: a LazyConfig is for tools/lazyconfig_train_net.py of "
+            "detectron2; here, give the .yaml of the same name"
+        )
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
     for key, value in leaves(_load_yaml(config_file, cfg.VERSION)):

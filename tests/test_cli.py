@@ -53,8 +53,9 @@ def config(*opts):
 
 def test_names_of_the_zoo_are_the_shipped_files():
     names = model_zoo.list_config_files()
-    assert names == sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
-    assert len(names) >= 7
+    shipped = [*CONFIGS.rglob("*.yaml"), *CONFIGS.glob("lazy/*.py")]
+    assert names == sorted(str(p.relative_to(CONFIGS)) for p in shipped)
+    assert len(names) >= 13
     for name in names:
         path = model_zoo.get_config_file(name)
         assert Path(path).samefile(CONFIGS / name)
@@ -70,6 +71,8 @@ def test_an_unknown_config_is_answered_with_the_nearest():
         model_zoo.get_config_file("deformable_detr_R50_50ep.yaml")
     with pytest.raises(SystemExit, match="^error: config file quick.yaml does not .*quick_start"):
         cli.main(["train", "--config-file", "quick.yaml"])
+    with pytest.raises(SystemExit, match="lazy/quick_start.py is no YAML: .*give the .yaml"):
+        cli.main(["train", "--config-file", "quick_start.py"])
     with pytest.raises(SystemExit, match="--config-file is missing"):
         cli.main(["train"])
 

@@ -20,6 +20,10 @@ def build(folder, **env):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+def configs_in(folder):
+    return [p for p in folder.rglob("*") if p.suffix in (".yaml", ".py")]
+
+
 # An editable installation would offer its compiled modules to the built package too.
 NOT_EDITABLE = """
 import sys
@@ -54,10 +58,11 @@ def test_built_package_is_complete(tmp_path):
     assert done.returncode == 0, done.stderr
     lib, package = tmp_path / "lib", ROOT / "detectron2_ddetr"
     sources = {p.relative_to(ROOT) for p in package.rglob("*.py")}
-    assert sources == {p.relative_to(lib) for p in lib.rglob("*.py")}
-    configs = {p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")}
+    configs = {p.relative_to(ROOT) for p in configs_in(ROOT / "configs")}
     packed = lib / "detectron2_ddetr" / "model_zoo"
-    assert configs == {p.relative_to(packed) for p in packed.rglob("*.yaml")}
+    lazy = {p.relative_to(lib) for p in configs_in(packed / "configs") if p.suffix == ".py"}
+    assert lazy and sources | lazy == {p.relative_to(lib) for p in lib.rglob("*.py")}
+    assert configs == {p.relative_to(packed) for p in configs_in(packed / "configs")}
     zoo = "from detectron2_ddetr.model_zoo import get_config\n"
     assert (
         run(tmp_path, zoo + "print(get_config('quick_start.yaml').SEED)") == "42\n"
@@ -80,10 +85,16 @@ def test_source_distribution_is_complete(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-    for pattern in ("csrc/**/*", "configs/**/*.yaml", "detectron2_ddetr/**/*.py"):
+    for pattern in (
+        "csrc/**/*",
+        "configs/**/*.yaml",
+        "configs/**/*.py",
+        "detectron2_ddetr/**/*.py",
+    ):
         sources = {str(p.relative_to(ROOT)) for p in ROOT.glob(pattern) if p.is_file()}
         assert sources and sources <= packed, sources - packed
-    assert "detectron2_ddetr/model_zoo/configs/quick_start.yaml" in packed
+    for name in ("quick_start.yaml", "lazy/quick_start.py", "lazy/common/model.py"):
+        assert f"detectron2_ddetr/model_zoo/configs/{name}" in packed
 
 
 def test_without_a_compiler_the_package_works(tmp_path):

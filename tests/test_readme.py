@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ THIN = """
 def blocks(language="python"):
     """The pieces of code of the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [code for language_of_code, code in found if language_of_code == language]
 
 
 def block(words):
@@ -46,9 +48,13 @@ def block(words):
 def run(code, folder, *arguments):
     """The code as a program of its own, started in `folder`."""
     (folder / "mine.py").write_text(code, encoding="utf-8")
+    return run_script("mine.py", folder, *arguments)
+
+
+def run_script(script, folder, *arguments):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "mine.py", *arguments],
+        [sys.executable, "-W", "ignore", script, *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
@@ -137,6 +143,30 @@ def test_feature_pyramid():
     assert all(p.requires_grad for p in model.parameters())
     for batch in BATCHES.values():
         assert without_gradient(model, batch()) == []
+
+
+@needs_detectron2
+def test_lazy_tool(tmp_path):
+    """detectron2's own script trains, evaluates, and resumes; fewer iterations, smaller images."""
+    import detectron2
+
+    script = Path(detectron2.__file__).parents[1] / "tools" / "lazyconfig_train_net.py"
+    if not script.exists():
+        pytest.skip(f"this detectron2 is installed without its repository: no {script}")
+    (command,) = (code for code in blocks("") if "lazyconfig_train_net.py" in code)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[1].endswith("tools/lazyconfig_train_net.py")
+    thin = [f"train.output_dir={tmp_path}", "train.max_iter=2"]
+    thin += ["dataloader.train.total_batch_size=2"]
+    thin += ["dataloader.test.mapper.augmentations.0.short_sides=[64]"]
+    run_script(str(script), ROOT, *words[2:], *thin)
+    run_script(str(script), ROOT, *words[2:4], "--resume", *words[4:], *thin, "train.max_iter=3")
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert {"bbox/AP50", "loss_giou_enc"} < {name for line in lines for name in json.loads(line)}
+    state = load_checkpoint_file(str(tmp_path / "model_final.pth"))
+    assert state["model"]["head.class_embed.3.weight"].shape == (3, 128)
+    optimizer = state["trainer"]["optimizer"]
+    assert all(moments["step"] == 3 for moments in optimizer["state"].values())
 
 
 @needs_detectron2

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,9 +52,46 @@ class FullModelClipAdamW(torch.optim.AdamW):
         return loss
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def parameter_groups(
+    model: nn.Module,
+    base_lr: float,
+    *,
+    backbone_multiplier: float = 0.1,
+    linear_proj_multiplier: float = 0.1,
+    **options: Any,
+) -> list[dict[str, Any]]:
     """
     Groups by name: the backbone, the layers that say where to sample, and the rest.
+
+    Args:
+        model: a detector of the family.
+        base_lr: learning rate of the rest.
+        backbone_multiplier, linear_proj_multiplier: factors of the other two.
+        options: of detectron2's `get_default_optimizer_params`, such as `weight_decay_norm`; the
+            weight decay of the optimiser applies to every parameter that they say nothing of.
+
+    Returns:
+        Groups for an optimiser, with the names of their parameters.
+    """
+
+    def lr_factor(name: str) -> float:
+        if name.startswith("backbone."):
+            return backbone_multiplier
+        if "sampling_offsets" in name or "reference_points" in name:
+            return linear_proj_multiplier
+        return 1.0
+
+    groups = get_default_optimizer_params(
+        model, base_lr=base_lr, lr_factor_func=lr_factor, **options
+    )
+    # With names, by which a training goes on in other groups: resume.py.
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [{**g, "params": [(names[p], p) for p in g["params"]]} for g in groups]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """
+    AdamW with the groups of :func:`parameter_groups`, and one clip for the whole model.
 
     Weight decay applies to every parameter, norms and biases included, unless
     SOLVER.WEIGHT_DECAY_NORM and SOLVER.WEIGHT_DECAY_BIAS say otherwise.
@@ -76,25 +114,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "largest norm that the gradient of the whole model may have"
         )
 
-    def lr_factor(name: str) -> float:
-        if name.startswith("backbone."):
-            return cfg.SOLVER.BACKBONE_MULTIPLIER
-        if "sampling_offsets" in name or "reference_points" in name:
-            return cfg.SOLVER.LINEAR_PROJ_MULTIPLIER
-        return 1.0
-
-    groups = get_default_optimizer_params(
+    groups = parameter_groups(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
+        cfg.SOLVER.BASE_LR,
+        backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER,
+        linear_proj_multiplier=cfg.SOLVER.LINEAR_PROJ_MULTIPLIER,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lr_factor,
     )
-    # With names, by which a training goes on in other groups: resume.py.
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [{**g, "params": [(names[p], p) for p in g["params"]]} for g in groups]
     if clip.ENABLED:
         return FullModelClipAdamW(groups, max_norm=clip.CLIP_VALUE, lr=cfg.SOLVER.BASE_LR)
     return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)

@@ -13,8 +13,9 @@ _CONFIGS = Path(__file__).parent / "configs"
 
 
 def list_config_files() -> list[str]:
-    """The names that :func:`get_config_file` knows."""
-    return sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.yaml"))
+    """The names that :func:`get_config_file` knows: YAML, and the LazyConfigs in lazy/."""
+    paths = [*_CONFIGS.rglob("*.yaml"), *_CONFIGS.glob("lazy/*.py")]
+    return sorted(path.relative_to(_CONFIGS).as_posix() for path in paths)
 
 
 def get_config_file(name: str) -> str:
@@ -23,6 +24,7 @@ def get_config_file(name: str) -> str:
 
     Args:
         name: such as "deformable_detr/deformable_detr_R_50_50ep.yaml", or its last part alone.
+            What ends in .py is for detectron2's `LazyConfig.load`.
 
     Raises:
         MissingFileError: naming the nearest ones.
@@ -41,7 +43,7 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str) -> CfgNode:
-    """The config itself, frozen; `name` as in :func:`get_config_file`."""
+    """The config itself, frozen; `name` as in :func:`get_config_file`, of YAML."""
     return load_config(get_config_file(name))
 
 
@@ -50,7 +52,7 @@ def get(name: str, device: str | None = None) -> nn.Module:
     The model of a config, with random weights.
 
     Args:
-        name: as in :func:`get_config_file`.
+        name: as in :func:`get_config_file`, of YAML.
         device: "cpu", "cuda", ...; None leaves what the config says.
     """
     opts = [] if device is None else ["MODEL.DEVICE", device]
