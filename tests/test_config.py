@@ -41,6 +41,8 @@ def test_keys_of_detectron2_are_left_alone():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     assert {key for key in new if not key.startswith(NODE)} == {
+        "MODEL.TIMM.FROZEN_NORM",
+        "MODEL.TIMM.NAME",
         "SOLVER.ACCUMULATION_STEPS",
         "SOLVER.AMP.PRECISION",
         "SOLVER.BATCH_RULE",

