@@ -31,7 +31,9 @@ from ..toolbox import (
     verify_results,
 )
 from .batch_rule import apply_batch_rule
+from .box_metrics import summary_lines
 from .dry_run import dry_run
+from .evaluator import finite_results
 from .run_folder import check_run_folder, kept_unless_done
 from .trainer import Trainer
 
@@ -203,5 +205,7 @@ def main(args: argparse.Namespace) -> dict | None:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
+        for line in summary_lines(finite_results(results), cfg.DATASETS.TEST):
+            logger.info(line)
         verify_results(cfg, results)
     return results
