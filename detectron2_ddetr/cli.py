@@ -17,6 +17,7 @@ from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
 from .toolbox import setup_logger
 from .visualization.comparison import compare_runs
+from .visualization.curves_hook import DrawCurves
 from .visualization.predictions import visualize_run
 
 EPILOG = """
@@ -53,7 +54,7 @@ def run_everywhere(args: argparse.Namespace) -> None:
 
 def _run_here(args: argparse.Namespace) -> None:
     with explained(args.traceback):
-        run.main(args)
+        run.main(args, [DrawCurves()])
 
 
 def find_config(config_file: str) -> str:

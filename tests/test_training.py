@@ -311,4 +311,5 @@ def test_progress_fits_a_terminal(shapes, tmp_path):
         (i, f"{ap:.2f}") for i, ap in sorted(by_iteration.items())
     ]
     assert list(by_iteration) == [29, 40]
+    assert (tmp_path / "curves.png").is_file() and (tmp_path / "per_class.csv").is_file()
     assert re.search(r"class +boxes +AP .*\nlying +6 .*\nstanding +6 .*\n\(all\) +12 ", log)
