@@ -16,6 +16,8 @@ from .engine import run
 from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
 from .toolbox import setup_logger
+from .visualization.comparison import compare_runs
+from .visualization.curves_hook import DrawCurves
 from .visualization.predictions import visualize_run
 
 EPILOG = """
@@ -25,6 +27,7 @@ examples:
   ddetr train --config-file quick_start.yaml --train train.json images/ --val val.json images/
   ddetr eval output/first
   ddetr visualize output/first
+  ddetr compare output/first output/second
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
 """
@@ -51,7 +54,7 @@ def run_everywhere(args: argparse.Namespace) -> None:
 
 def _run_here(args: argparse.Namespace) -> None:
     with explained(args.traceback):
-        run.main(args)
+        run.main(args, [DrawCurves()])
 
 
 def find_config(config_file: str) -> str:
@@ -134,6 +137,13 @@ def _check(args: argparse.Namespace) -> None:
             sys.stdout.write(found + "\n")
 
 
+def _compare(args: argparse.Namespace) -> None:
+    _require_folder(os.path.dirname(os.path.abspath(args.output)))
+    setup_logger(name="detectron2_ddetr")
+    compare_runs(args.runs, args.output)
+    sys.stdout.write(f"Wrote {args.output}\n")
+
+
 def _env(args: argparse.Namespace) -> None:
     sys.stdout.write(describe_environment() + "\n")
 
@@ -156,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     add_run("train", run_everywhere, "train from a config")
     add_run("eval", _evaluate, "evaluate the folder of a run (first), or a config", eval_only=True)
 
-    visualize = add("visualize", _visualize, "draw predictions and curves of a run (first)")
+    visualize = add(
+        "visualize", _visualize, "draw predictions, curves and confusions of a run (first)"
+    )
     visualize.add_argument(
         "--config-file", default="", help="instead of the folder of a run, with MODEL.WEIGHTS"
     )
@@ -174,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
     )
     check.add_argument("images", nargs="?", help="of a json, the folder of its images")
+    compare = add("compare", _compare, "draw the curves of several runs into one picture")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    compare.add_argument("--output", default="compare.png", help="default: %(default)s")
     convert = add("convert", _convert, "convert a checkpoint of the official code")
     convert.add_argument("official", help="the .pth file")
     convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
@@ -183,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
         "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
     )
-    for command in (visualize, check, convert, add("env", _env, "print what is in use")):
+    for command in (visualize, check, compare, convert, add("env", _env, "print what is in use")):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
     visualize.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser

@@ -72,6 +72,7 @@ def expected_results(path, content):
             coco_eval.evaluate(), coco_eval.accumulate(), coco_eval.summarize()
             keys = ["AP", "AP50", "AP75", "APs", "APm", "APl"] if not name else ["AP"]
             scored |= {f"{key}{name}": 100 * s for key, s in zip(keys, coco_eval.stats)}
+            scored |= {"AR": 100 * coco_eval.stats[8]} if not name else {}
     return {key: value for key, value in scored.items() if value >= 0}
 
 
@@ -201,6 +202,10 @@ def test_a_test_set_may_lack_classes(tmp_path, images, sound):  # noqa: F811
     found = detections(base() | {"annotations": green})
     results = evaluate("val", lambda r: found[r["image_id"]], tmp_path)["bbox"]
     assert results == pytest.approx(expected, abs=1e-6)
+    # Detections of the others would be of no category of this file.
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {r["category_id"] for r in written} == {2}
+    assert any((labels == 0).any() for _, _, labels in found.values())
 
 
 def with_third(content, name="blue", boxes=1):

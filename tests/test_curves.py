@@ -1,11 +1,13 @@
 """Curves of a training: how metrics files are read, and what is drawn of them."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import pytest
 
 from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.visualization import curves_hook
 from detectron2_ddetr.visualization.curves import plot_training_curves, read_metrics
 from detectron2_ddetr.visualization.text import readable
 
@@ -168,3 +170,30 @@ def test_metrics_that_are_no_text(tmp_path):
     (tmp_path / "metrics.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(InputError, match="metrics.json: cannot be read"):
         read_metrics(str(tmp_path / "metrics.json"))
+
+
+@pytest.mark.parametrize("max_iter, expected", [(40, [9, 19, 29, 40]), (35, [9, 19, 29, 35])])
+def test_drawn_after_each_evaluation(tmp_path, monkeypatch, max_iter, expected):
+    """From a metrics.json that has it, and once in the end; not after what was stopped."""
+    at = []
+    monkeypatch.setattr(
+        curves_hook, "plot_training_curves", lambda *paths: at.append((trainer.iter, *paths))
+    )
+    cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path), TEST=SimpleNamespace(EVAL_PERIOD=10))
+    trainer = SimpleNamespace(cfg=cfg, max_iter=max_iter, iter=0)
+    hook = curves_hook.DrawCurves()
+    hook.trainer = trainer
+    for trainer.iter in range(max_iter):
+        hook.after_step()
+    stopped = len(at)
+    trainer.iter = 30
+    hook.after_train()
+    assert len(at) == stopped == 3
+    trainer.iter = max_iter
+    hook.after_train()
+    files = (str(tmp_path / "metrics.json"), str(tmp_path / "curves.png"))
+    assert at == [(i, *files) for i in expected]
+    cfg.TEST.EVAL_PERIOD = 0
+    for trainer.iter in range(max_iter):
+        hook.after_step()
+    assert len(at) == len(expected)

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2_ddetr.engine import evaluator as evaluator_module
+from detectron2_ddetr.engine.box_metrics import summary_line
 from detectron2_ddetr.engine.evaluator import BoxEvaluator, build_evaluator, finite_results
 from detectron2_ddetr.engine.trainer import Trainer
 from detectron2_ddetr.toolbox import (
@@ -126,7 +127,9 @@ def test_limit_of_detections(register, tmp_path, limit, expected):
     cfg = small_cfg("TEST.DETECTIONS_PER_IMAGE", limit, "OUTPUT_DIR", str(tmp_path / "out"))
     cfg.DATASETS.TEST = ("grid",)
     metrics = feed(Trainer.build_evaluator(cfg, "grid"), found)["bbox"]
-    assert metrics == {name: pytest.approx(expected) for name in ("AP", "AP50", "AP75", "APs")}
+    recall = {300: 100.0, 100: 100 / 3, 500: 100.0}[limit]
+    figures = {name: expected for name in ("AP", "AP50", "AP75", "APs")} | {"AR": recall}
+    assert metrics == pytest.approx(figures)
 
 
 @pytest.mark.parametrize("limit", [1, 5, 17, 100])
@@ -157,6 +160,7 @@ def test_figures_are_those_of_pycocotools(register, tmp_path, seed):
         theirs.summarize()
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     np.testing.assert_allclose([ours[n] for n in names], 100 * theirs.stats[:6], rtol=1e-12)
+    np.testing.assert_allclose(ours["AR"], 100 * theirs.stats[8], rtol=1e-12)
     assert 5 < ours["AP"] < 95
     assert np.mean([ours[f"AP-{n}"] for n in "abc"]) == pytest.approx(ours["AP"])
 
@@ -173,6 +177,7 @@ def test_figures_are_those_of_detectron2(register, tmp_path, limit):
     theirs = COCOEvaluator("set", output_dir=str(tmp_path / "theirs"), max_dets_per_image=limit)
     ours = BoxEvaluator("set", str(tmp_path / "ours"), max_dets_per_image=limit or 100)
     results = [dict(feed(evaluator, found)["bbox"]) for evaluator in (ours, theirs)]
+    assert results[0].pop("AR") > 0  # detectron2 has none for boxes
     assert results[0] == pytest.approx(results[1], abs=1e-9)
     files = [tmp_path / w / "coco_instances_results.json" for w in ("ours", "theirs")]
     assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
@@ -187,16 +192,16 @@ def test_what_has_no_ground_truth(register, tmp_path, caplog):
     found = noisy_detections(content)
     with caplog.at_level(logging.INFO, logger="detectron2_ddetr"):
         metrics = feed(BoxEvaluator("set"), found)["bbox"]
-    assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "AP-a", "AP-c"}
+    assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "AR", "AP-a", "AP-c"}
     assert metrics["AP"] == pytest.approx((metrics["AP-a"] + metrics["AP-c"]) / 2)
-    tables = [record.getMessage() for record in caplog.records]
-    assert any("APl" in t and "no ground truth" in t for t in tables)
-    by_class = next(t for t in tables if "by class" in t)
-    assert [" ".join(cell.split()) for cell in by_class.splitlines()[1].split("|")] == [
-        f"a {metrics['AP-a']:.3f}",
-        "b no ground truth",
-        f"c {metrics['AP-c']:.3f}",
+    (table,) = [r.getMessage() for r in caplog.records if "Box AP" in r.getMessage()]
+    lines = [line.split() for line in table.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["a", "b", "c", "(all)"]
+    assert [line[2] for line in lines] == [
+        *(f"{metrics['AP-a']:.2f}", "-", f"{metrics['AP-c']:.2f}", f"{metrics['AP']:.2f}")
     ]
+    assert lines[1] == ["b", "0"] + ["-"] * 7
+    assert "APm " in summary_line(metrics) and summary_line(metrics).count("APl -") == 1
     assert "nan" not in caplog.text.lower()
 
 

@@ -116,7 +116,7 @@ FLOORS = [
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
     {"visualization", "model_zoo"},
-    {"plugin", "cli"},
+    {"plugin", "cli", "evaluate"},
     {"tools", "train_net"},
 ]
 

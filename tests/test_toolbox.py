@@ -489,7 +489,7 @@ def test_frozen_batch_norm(requires_grad, dtype):
 def test_metrics_file(tmp_path):
     from detectron2.utils import events as d2
 
-    writer = engine.MetricsWriter(str(tmp_path / "ours.json"), 100)
+    writer = engine.MetricsWriter(str(tmp_path / "ours.json"))
     with d2.EventStorage(3) as theirs:
         engine.EventStorage.current = ours = engine.EventStorage(3)
         their_writer = d2.JSONWriter(str(tmp_path / "theirs.json"))

@@ -285,8 +285,31 @@ def test_learns(shapes, tmp_path):
     assert metrics[-1]["bbox/AP50"] > 80
 
 
-def test_progress_is_shown(shapes, tmp_path):
-    """Iteration, losses and the time that is left."""
-    log = run(shapes, tmp_path, opts=["SOLVER.MAX_ITER", 22])
-    assert re.search(r"eta: \d+:\d\d:\d\d\s+iter: 19\s+total_loss: \d", log)
-    assert "class_error" in Path(tmp_path / "metrics.json").read_text()
+def test_progress_fits_a_terminal(shapes, tmp_path):
+    """In lines of at most 160 columns; the losses of all layers are in metrics.json."""
+    opts = ["SOLVER.MAX_ITER", 40, "MODEL.DETR.TWO_STAGE", True, "TEST.EVAL_PERIOD", 30]
+    log = run(shapes, tmp_path, opts=opts)
+    # All after the start but those that have a path, of whatever length that is.
+    started = log.rindex("\n", 0, log.index(" iter: ")) + 1
+    lines = [line for line in log[started:].splitlines() if " /" not in line]
+    lines = [re.sub("\x1b.*?m", "", line) for line in lines]  # colours have no width
+    assert max(map(len, lines)) <= 160
+    progress = [line for line in lines if " iter: " in line]
+    assert [re.search(r" iter: (\d+)", line)[1] for line in progress] == ["19", "39"]
+    for line in progress:
+        assert re.search(r"eta: \d+:\d\d:\d\d\s+iter: \d+\s+total_loss: \d", line)
+        names = set(re.findall(r"(\w+): ", line))
+        assert names >= {"total_loss", "loss_ce", "loss_bbox", "loss_giou", "lr", "time"}
+        assert not {"loss_ce_0", "loss_giou_enc", "class_error"} & names
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert {"loss_ce", "loss_ce_0", "loss_giou_enc", "class_error"} < set(metrics[0])
+    row = next(row for row in metrics if row["iteration"] == 19)
+    assert f"loss_bbox: {row['loss_bbox']:.4g}  " in progress[0]
+    evaluated = re.findall(r"iteration (\d+), shapes: AP (\S+)  AP50 .*  APl -  AR \S+$", log, re.M)
+    by_iteration = {row["iteration"]: row["bbox/AP"] for row in metrics if "bbox/AP" in row}
+    assert [(int(i), ap) for i, ap in evaluated] == [
+        (i, f"{ap:.2f}") for i, ap in sorted(by_iteration.items())
+    ]
+    assert list(by_iteration) == [29, 40]
+    assert (tmp_path / "curves.png").is_file() and (tmp_path / "per_class.csv").is_file()
+    assert re.search(r"class +boxes +AP .*\nlying +6 .*\nstanding +6 .*\n\(all\) +12 ", log)

@@ -26,7 +26,7 @@ class CocoDataset:
     a mended copy for pycocotools where the file would be read otherwise than here.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str):
+    def __init__(self, name: str, json_file: str, image_root: str | None):
         self.name = name
         self.json_file = json_file
         self.image_root = image_root

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 
 import torch
 
@@ -23,6 +24,7 @@ from ..data.given_datasets import (
 from ..errors import InputError
 from ..toolbox import (
     CfgNode,
+    HookBase,
     comm,
     default_argument_parser,
     default_setup,
@@ -31,7 +33,9 @@ from ..toolbox import (
     verify_results,
 )
 from .batch_rule import apply_batch_rule
+from .box_metrics import summary_lines
 from .dry_run import dry_run
+from .evaluator import finite_results
 from .run_folder import check_run_folder, kept_unless_done
 from .trainer import Trainer
 
@@ -177,8 +181,16 @@ def _dry_run(cfg: CfgNode) -> None:
         logger.info(dry_run(trainer))
 
 
-def main(args: argparse.Namespace) -> dict | None:
-    """Train or evaluate as `args` say; the results of the last evaluation on the main process."""
+def main(args: argparse.Namespace, more_hooks: Sequence[HookBase] = ()) -> dict | None:
+    """
+    Train or evaluate as `args` say.
+
+    Args:
+        more_hooks: of a training, called after those of the trainer.
+
+    Returns:
+        The results of the last evaluation on the main process.
+    """
     if args.dry_run and (args.eval_only or args.resume):
         raise InputError("--dry-run measures a training that begins: leave the other option out")
     cfg = setup(args)
@@ -190,6 +202,7 @@ def main(args: argparse.Namespace) -> dict | None:
         with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
             default_setup(cfg, args)
             trainer = Trainer(cfg)
+            trainer.register_hooks(list(more_hooks))
             trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     default_setup(cfg, args)
@@ -203,5 +216,7 @@ def main(args: argparse.Namespace) -> dict | None:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
+        for line in summary_lines(finite_results(results), cfg.DATASETS.TEST):
+            logger.info(line)
         verify_results(cfg, results)
     return results

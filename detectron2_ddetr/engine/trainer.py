@@ -36,6 +36,8 @@ from ..toolbox import (
     hooks,
     verify_results,
 )
+from .box_metrics import summary_lines
+from .console import Progress
 from .early_stop import EarlyStop, StoppedEarly
 from .evaluator import build_evaluator, finite_results
 from .history import MissedEvaluation, Recorder, continue_history
@@ -159,6 +161,8 @@ class Trainer(DefaultTrainer):
             model = self.model if self.average is None else self.average.model
             self._last_eval_results = self.test(self.cfg, model)
             results = finite_results(self._last_eval_results)
+            for line in summary_lines(results, self.cfg.DATASETS.TEST):
+                logger.info(f"iteration {self.iter}, {line}")
             if self.best is not None:
                 self.best.update(results)
             return results
@@ -179,6 +183,7 @@ class Trainer(DefaultTrainer):
             *([KeepNewest(folder, period, keep)] if main and keep else []),
             *([self.best] if self.best is not None else []),
             Diagnostics(),
+            *([Progress()] if main else []),
             evaluation,
             *recorded,
             self._missed,
@@ -187,8 +192,12 @@ class Trainer(DefaultTrainer):
         ]
 
     def build_writers(self) -> list:
-        """detectron2's; that of tensorboard only where it is installed, which is said."""
+        """
+        detectron2's, without that of the terminal, which :class:`Progress` is; that of tensorboard
+        only where it is installed, which is said.
+        """
         writers = super().build_writers()
+        writers = [w for w in writers if type(w).__name__ != "CommonMetricPrinter"]
         if importlib.util.find_spec("tensorboard"):
             return writers
         kept = [writer for writer in writers if type(writer).__name__ != "TensorboardXWriter"]

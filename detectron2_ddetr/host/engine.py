@@ -9,7 +9,6 @@ import random
 import time
 import weakref
 from collections import defaultdict, deque
-from datetime import timedelta
 from typing import Any, Iterable
 
 import numpy as np
@@ -100,26 +99,19 @@ class EventStorage:
 
 
 class MetricsWriter:
-    """Logs the losses, and appends one json object per iteration to a file."""
+    """Appends one json object per iteration to a file."""
 
-    def __init__(self, json_file: str, max_iter: int):
-        self._json_file, self._max_iter, self._last_write = json_file, max_iter, -1
+    def __init__(self, json_file: str):
+        self._json_file, self._last_write = json_file, -1
 
     def write(self) -> None:
-        iter, rows = EventStorage.current.iter, defaultdict(dict)
-        latest = EventStorage.current.latest_with_smoothing_hint()
-        for name, (value, newest) in latest.items():
+        rows = defaultdict(dict)
+        for name, (value, newest) in EventStorage.current.latest_with_smoothing_hint().items():
             if newest > self._last_write:
                 rows[newest] |= {name: value, "iteration": newest}
         with open(self._json_file, "a") as f:
             f.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows.values())
         self._last_write = max(rows, default=self._last_write)
-        left = timedelta(seconds=int(latest.get("time", [0])[0] * (self._max_iter - iter - 1)))
-        shown = [k for k in latest if "loss" in k or k in ("time", "data_time", "lr")]
-        line = "  ".join(f"{name}: {latest[name][0]:.4g}" for name in shown)
-        if iter < self._max_iter:  # else training is over
-            memory = f"max_mem: {torch.cuda.max_memory_allocated() >> 20}M"  # 0 without a GPU
-            logger.info(f"eta: {left}  iter: {iter}  {line}  {memory}")
 
 
 class HookBase:
@@ -203,7 +195,7 @@ class DefaultTrainer(TrainerBase):
             self.start_iter = self.iter + 1
 
     def build_writers(self) -> list[MetricsWriter]:
-        return [MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.max_iter)]
+        return [MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))]
 
     def train(self) -> dict | None:
         """Train; the hooks' `after_train` runs even after an error, with `iter` < `max_iter`."""

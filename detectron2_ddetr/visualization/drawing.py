@@ -1,12 +1,14 @@
 """Boxes, tags and lines of text on images."""
 
 import colorsys
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from ..errors import InputError
 from .choice import CROWDED
 from .marks import Mark, paste, sign
 from .text import line_height, shortened, text_width, wrapped, write
@@ -206,3 +208,17 @@ def text_lines(text: str, width: int, size: int, left: int = MARGIN) -> np.ndarr
     for number, line in enumerate(lines):
         write(canvas, line, left, number * step + size // 4, size, (40, 40, 40))
     return canvas
+
+
+def write_picture(picture: np.ndarray, path: str) -> None:
+    """
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        path: of the PNG; its folder is made if it does not exist.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    if not cv2.imwrite(path, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise InputError(f"{path}: cannot be written; check the folder, and the space that is left")

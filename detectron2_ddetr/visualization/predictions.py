@@ -22,8 +22,17 @@ from ..toolbox import (
     build_model,
 )
 from .choice import choose_images
+from .confusion import confusion_of_run
 from .curves import plot_training_curves
-from .drawing import MARGIN, class_color, class_name, draw_boxes, style_of, text_lines
+from .drawing import (
+    MARGIN,
+    class_color,
+    class_name,
+    draw_boxes,
+    style_of,
+    text_lines,
+    write_picture,
+)
 from .hits import match_to_ground_truth
 from .marks import Mark, legend
 from .text import readable, readable_names
@@ -64,10 +73,7 @@ def predictions_beside_ground_truth(
     classes = [(class_name(label, class_names), class_color(label)) for label in labels]
     on_crowd = any(c.matched and None in c.pred_marks for c in comparisons)
     notes = ["without a sign: on a crowd region, which does not count"] if on_crowd else []
-    mosaic = np.concatenate([legend(width, classes, notes, FONT), *rows])
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    if not cv2.imwrite(path, cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
-        raise InputError(f"{path}: cannot be written; check the folder and the ending (.png)")
+    write_picture(np.concatenate([legend(width, classes, notes, FONT), *rows]), path)
 
 
 class _Comparison(NamedTuple):
@@ -180,7 +186,8 @@ def _mosaic_row(
 
 def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: float) -> None:
     """
-    Draws predictions.png with the weights of `cfg`, and curves.png if there are metrics.
+    Draws predictions.png with the weights of `cfg`, curves.png if there are metrics, and
+    confusion.png of the detections of the training's last evaluation.
 
     Args:
         cfg: of the run; its data sets are registered.
@@ -230,3 +237,4 @@ def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: f
         logger.info("Wrote %s", path)
     else:
         logger.warning("No metrics in %s, so no curves are drawn", metrics_json)
+    confusion_of_run(cfg, os.path.join(output, "confusion.png"))
