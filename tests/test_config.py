@@ -199,7 +199,9 @@ RANGES = {
     "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
     **{f"SOLVER.{key}": (-0.1, 0.0) for key in (
         "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "BASE_LR_END", "GAMMA", "WARMUP_FACTOR")},
-    "SOLVER.CHECKPOINTS_TO_KEEP": (-1, 0),
+    "SOLVER.CHECKPOINTS_TO_KEEP": (-1, 0), "SOLVER.ACCUMULATION_STEPS": (0, 1),
+    "SOLVER.REFERENCE_BATCH": (-1, 0), "SOLVER.EARLY_STOP_PATIENCE": (-1, 0),
+    "SOLVER.EMA_DECAY": (-0.01, 0.0),
     "SOLVER.WARMUP_ITERS": (-1, 0), "SOLVER.STEPS": ((0, 5), (1, 5)),
     "MODEL.BACKBONE.FREEZE_AT": (-1, 0), "SEED": (2**32, 2**32 - 1),
     # fmt: on
@@ -218,7 +220,14 @@ def test_numbers_that_cannot_be(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_METHOD", "SOLVER.AMP.PRECISION"]
+    "key",
+    [
+        "SOLVER.LR_SCHEDULER_NAME",
+        "SOLVER.WARMUP_METHOD",
+        "SOLVER.AMP.PRECISION",
+        "SOLVER.BATCH_RULE",
+        "INPUT.RESIZE_RULE",
+    ],
 )
 def test_names_that_are_none_of_the_choices(key):
     with pytest.raises(InputError, match=f"^{key} must be '.*' or '.*', got 'cosine'"):
