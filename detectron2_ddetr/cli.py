@@ -10,7 +10,9 @@ from . import model_zoo
 from .checkpoint import official
 from .checkpoint.files import last_checkpoint
 from .collect_env import describe_environment
-from .data.coco_json import check_coco_json
+from .config import load_config
+from .data.coco_json import read_coco_json
+from .data.dataset_contents import check_coco_jsons
 from .data.folders import as_coco, layout_of
 from .engine import run
 from .engine.launch import run_in_processes
@@ -19,6 +21,7 @@ from .toolbox import setup_logger
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
 from .visualization.predictions import visualize_run
+from .visualization.training_images import DrawTrainingImages, draw_training_images
 
 EPILOG = """
 examples:
@@ -54,7 +57,7 @@ def run_everywhere(args: argparse.Namespace) -> None:
 
 def _run_here(args: argparse.Namespace) -> None:
     with explained(args.traceback):
-        run.main(args, [DrawCurves()])
+        run.main(args, [DrawCurves(), DrawTrainingImages()])
 
 
 def find_config(config_file: str) -> str:
@@ -125,16 +128,28 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     setup_logger(name="detectron2_ddetr")
+    if args.picture:
+        _require_folder(os.path.dirname(os.path.abspath(args.picture)))
     if args.images is None and args.data.endswith(".json"):
         raise InputError(f"{args.data}: name the folder of its images too")
+    cfg = load_config(find_config(args.config_file))
     with tempfile.TemporaryDirectory(prefix="ddetr_check_") as folder:
-        sets = [(args.data, args.images)]
+        jsons = {args.data: (args.data, args.images)}
         if args.images is None:
             splits = layout_of(args.data).splits or ["train"]
-            sets = [as_coco(args.data, split, folder) for split in splits]
-        for json_file, images in sets:
-            found = check_coco_json(json_file, images, needs_annotations=False)
-            sys.stdout.write(found + "\n")
+            jsons = {split: as_coco(args.data, split, folder) for split in splits}
+        sys.stdout.write(check_coco_jsons(jsons, cfg) + "\n")
+        if args.picture:
+            _draw_training_images(args, *next(iter(jsons.values())))
+
+
+def _draw_training_images(args: argparse.Namespace, json_file: str, image_root: str) -> None:
+    """Writes --picture, of the images of one json."""
+    data = read_coco_json(json_file, image_root)
+    opts = ["MODEL.DETR.NUM_CLASSES", len(data.class_names)]
+    cfg = load_config(find_config(args.config_file), opts)
+    dataset_dicts = data.dataset_dicts(image_root, None)
+    draw_training_images(cfg, dataset_dicts, data.class_names, args.picture)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -186,6 +201,17 @@ def _parser() -> argparse.ArgumentParser:
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
     )
     check.add_argument("images", nargs="?", help="of a json, the folder of its images")
+    check.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="write training images with their boxes, augmented as in training, to this .jpg",
+    )
+    check.add_argument(
+        "--config-file",
+        default="deformable_detr_R_50_50ep.yaml",
+        help="says how many boxes of an image can be found, and how --picture is augmented; "
+        "default: %(default)s",
+    )
     compare = add("compare", _compare, "draw the curves of several runs into one picture")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     compare.add_argument("--output", default="compare.png", help="default: %(default)s")

@@ -15,7 +15,7 @@ from .config import add_deformable_detr_config, load_config
 from .data import builtin as _builtin  # noqa: F401  registers
 from .data.class_names import check_datasets
 from .data.coco_dataset import register_coco_json
-from .data.coco_json import check_coco_json
+from .data.dataset_contents import check_coco_json
 from .data.dataset_mapper import DeformableDETRDatasetMapper
 from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer

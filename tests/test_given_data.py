@@ -1,6 +1,7 @@
 """`--train a.json images/ --val b.json images/`: one command, and the data say the classes."""
 
 import copy
+import logging
 import shutil
 
 import pytest
@@ -8,8 +9,8 @@ import yaml
 
 from detectron2_ddetr import cli
 from detectron2_ddetr.checkpoint.class_names import read_class_names
+from detectron2_ddetr.data import dataset_contents
 from detectron2_ddetr.data.class_names import check_datasets
-from detectron2_ddetr.data.class_table import class_table
 from detectron2_ddetr.data.coco_dataset import register_coco_json
 from detectron2_ddetr.engine.run import run_argument_parser, setup
 from detectron2_ddetr.errors import InputError
@@ -52,13 +53,21 @@ def jsons(tmp_path, images):  # noqa: F811
     return pairs
 
 
-def test_a_json_each(given, jsons, caplog):
-    cfg = given("--train", *jsons[0], "--val", *jsons[1])
+def test_a_json_each(given, jsons, caplog, monkeypatch):
+    # Not the package's own, which setup() takes away from pytest.
+    logger = logging.getLogger("contents")
+    monkeypatch.setattr(dataset_contents, "logger", logger)
+    with caplog.at_level(logging.INFO, logger="contents"):
+        cfg = given("--train", *jsons[0], "--val", *jsons[1])
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train",), ("val",))
     assert cfg.DATASETS.COCO_JSON == [["train", *jsons[0]], ["val", *jsons[1]]]
     assert cfg.MODEL.DETR.NUM_CLASSES == 2 and cfg.DATASETS.CLASS_NAMES == ["red", "green"]
-    rows = [line.split() for line in class_table("train").splitlines()]
-    assert rows[1:] == [["0", "1000000000007", "12", "red"], ["1", "1000000000014", "12", "green"]]
+    (table,) = (text for text in caplog.messages if "classes of train" in text)
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["row", "id", "train", "test", "name"],
+        ["0", "1000000000007", "12", "12", "red"],
+        ["1", "1000000000014", "12", "12", "green"],
+    ]
 
 
 def test_without_val(given, jsons):

@@ -80,14 +80,19 @@ def _sizes_of(found: Annotations, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
     return tuple(np.where(known, sizes[rows, k], 0).astype(np.float64) for k in (0, 1))
 
 
-def _check_duplicates(
-    found: Annotations, name_of: Callable[[int], str], findings: Findings
-) -> None:
-    """Notes boxes that are there more than once, with the same class; copies may be rounded."""
-    rows = np.flatnonzero(found.with_area & ~found.crowd)
-    image, category, boxes = found.image[rows], found.category[rows], found.boxes[rows]
-    order = np.lexsort((boxes[:, 0], category, image))
-    rows, image, category, boxes = rows[order], image[order], category[order], boxes[order]
+def copies_of(image: np.ndarray, category: np.ndarray, boxes: np.ndarray) -> dict[int, int]:
+    """
+    Boxes that are there more than once, with the same class; copies may be rounded.
+
+    Args:
+        image, category: (A,) int.
+        boxes: (A, 4) x, y, width, height, px, with an area.
+
+    Returns:
+        {row of a copy: an earlier row that it repeats}.
+    """
+    rows = np.lexsort((boxes[:, 0], category, image))
+    image, category, boxes = image[rows], category[rows], boxes[rows]
     slack = np.minimum(MAX_ROUNDING, 0.05 * boxes[:, 2:].min(axis=1))
     copies: dict[int, int] = {}
     # A box beside the next one, then those that have one within reach beside the one after that.
@@ -102,13 +107,22 @@ def _check_duplicates(
         same = (np.abs(boxes[after] - boxes[before]) <= slack[before, None]).all(axis=1)
         for pair in zip(rows[before[same]].tolist(), rows[after[same]].tolist()):
             copies.setdefault(max(pair), min(pair))
+    return copies
+
+
+def _check_duplicates(
+    found: Annotations, name_of: Callable[[int], str], findings: Findings
+) -> None:
+    """Notes boxes that are there more than once, with the same class; copies may be rounded."""
+    rows = np.flatnonzero(found.with_area & ~found.crowd)
+    copies = copies_of(found.image[rows], found.category[rows], found.boxes[rows])
     if copies:
         copy = min(copies)
+        first, again = name_of(rows[copies[copy]]), found.ids[rows[copy]]
         findings.note(
             f"{len(copies)} of {len(rows)} boxes repeat another of the same image, class and "
-            f"place (first: {name_of(copies[copy])} and annotation {found.ids[copy]!r}), as in "
-            "exports that were joined; a detector that finds one cannot find the other: remove "
-            "the copies"
+            f"place (first: {first} and annotation {again!r}), as in exports that were joined; a "
+            "detector that finds one cannot find the other: remove the copies"
         )
 
 

@@ -1,7 +1,10 @@
 """The classes of a data set beside the rows of the head that they are."""
 
+from collections.abc import Mapping, Sequence
+
 from ..toolbox import MetadataCatalog
-from .coco_dataset import coco_dataset
+
+WIDTH = 100  # columns
 
 
 def category_ids(name: str) -> list[int | str] | None:
@@ -10,24 +13,23 @@ def category_ids(name: str) -> list[int | str] | None:
     return sorted(ids, key=ids.get) if ids else None
 
 
-def class_table(name: str) -> str:
+def class_table(
+    classes: Sequence[str], ids: Sequence[object], counts: Mapping[str, Sequence[int]]
+) -> str:
     """
-    A line for each class of a registered data set: the row of the class heads, which is the class
-    number, the category id in its json, how many annotations it has there, and its name.
+    A line for each class: the row of the class heads, which is the class number, the category id
+    in the json, how many boxes it has, and its name.
+
+    Args:
+        ids: by class number; empty if there are none.
+        counts: heading of a column -> the number of boxes by class number.
     """
-    metadata = MetadataCatalog.get(name)
-    classes = list(getattr(metadata, "thing_classes", None) or ())
-    ids = category_ids(name) or [""] * len(classes)
-    dataset = coco_dataset(name)
-    counts: dict[str, int] = {}
-    if dataset is not None and dataset.data().class_names is not None:
-        counts = dict(zip(dataset.data().class_names, dataset.data().class_counts()))
-    cells = [("row", "id", "annotations", "name")]
-    for number, (identity, class_name) in enumerate(zip(ids, classes)):
-        count = counts.get(class_name, "")
-        cells.append((str(number), str(identity), str(count), class_name))
+    cells = [("row", "id", *counts, "name")]
+    for number, name in enumerate(classes):
+        identity = str(ids[number]) if number < len(ids) else ""
+        cells.append((str(number), identity, *(str(c[number]) for c in counts.values()), name))
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join(
-        "  ".join([*(f"{cell:>{width}}" for cell, width in zip(line[:3], widths)), line[3]])
+        "  ".join([*(f"{c:>{width}}" for c, width in zip(line[:-1], widths)), line[-1]])[:WIDTH]
         for line in cells
     )

@@ -22,8 +22,7 @@ from .coco_records import (
     read_sizes,
 )
 from .file_names import check_image_files
-from .findings import Findings, counted, listed, shown
-from .image_files import check_images
+from .findings import Findings, listed, shown
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,12 @@ class CocoData:
         """How many boxes can be trained on: with an area, and no crowd."""
         found = self.annotations
         return 0 if found is None else int((found.with_area & ~found.crowd).sum())
+
+    @property
+    def num_without_area(self) -> int:
+        """How many boxes are left out because there is nothing to learn from."""
+        found = self.annotations
+        return 0 if found is None else int((~found.with_area & ~found.crowd).sum())
 
     def class_counts(self) -> list[int]:
         """The number of annotations of each class."""
@@ -222,40 +227,3 @@ def _note_unused_categories(data: CocoData, findings: Findings) -> None:
             "Each is a class nevertheless, for which nothing is learned",
             "train",
         )
-
-
-def check_coco_json(json_file: str, image_root: str, *, needs_annotations: bool = True) -> str:
-    """
-    Checks an annotation file and its images, of which the headers are read, and logs what looks
-    wrong.
-
-    Args:
-        json_file, image_root: see :func:`read_coco_json`.
-        needs_annotations: whether at least one annotation must be usable, as training wants.
-
-    Returns:
-        One line: what the file holds, and whether anything was logged.
-
-    Raises:
-        MissingFileError, InputError: see :func:`read_coco_json` and :func:`check_images`.
-    """
-    data = read_coco_json(json_file, image_root, needs_labels=needs_annotations)
-    warnings = len(data.notes)
-    data.say("all")
-    if needs_annotations:
-        data.check_usable()
-    check_images(data.dataset_dicts(image_root, None), json_file)
-    return f"{json_file}: {_summary(data)}: " + (
-        f"can be used, but see the {counted(warnings, 'warning')} above"
-        if warnings
-        else "no problem found"
-    )
-
-
-def _summary(data: CocoData) -> str:
-    images, boxes = len(data.image_ids), data.num_usable
-    found = f"{counted(images, 'image')}, {counted(boxes, 'usable box', 'usable boxes')}"
-    if not boxes:
-        return f"{found}, so that it can be predicted on, not trained on"
-    classes = [f"{n} ({c})" for n, c in zip(data.class_names or (), data.class_counts())]
-    return f"{found} of {counted(len(classes), 'class', 'classes')}: {listed(classes, 10)}"

@@ -6,14 +6,15 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
+from .in_threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ _UPRIGHT = {
 NO_FILE_NAME = ("its dataset dict has no 'file_name'", "add the path")
 
 MAX_REPORTED = 10
-_CHUNK, _THREADS = 64, 8  # threads hide the latency of a disk or network, chunks their own cost
-_REPORT_SECONDS = 5.0
 
 
 class _Unreadable(Exception):
@@ -143,7 +142,39 @@ def describe_image(dataset_dict: dict[str, Any]) -> str:
     return f"image {dataset_dict.get('image_id')} ({dataset_dict.get('file_name')})"
 
 
-def check_images(dataset_dicts: Sequence[dict[str, Any]], name: str) -> None:
+@dataclass
+class ImageFiles:
+    """What the headers of the image files of a data set say, in its order."""
+
+    #: of the data set, for messages
+    name: str
+    #: (N, 2) int64 width and height, px, upright; 0, 0 of an image that cannot be used
+    sizes: np.ndarray
+    #: (N,) bool: turned or mirrored to be upright, as EXIF says
+    turned: np.ndarray
+    #: (N,) int64 length of the file; -1 of an image that cannot be used
+    num_bytes: np.ndarray
+    #: (image, reason, remedy) of each image that cannot be used
+    faults: list[tuple[str, str, str]]
+
+    def complaint(self) -> str:
+        """Lists the first faulty images, their number, and the remedies; "" if there are none."""
+        faults = self.faults
+        if not faults:
+            return ""
+        lines = [
+            f"data set {self.name!r}: {len(faults)} of {len(self.sizes)} images cannot be used"
+        ]
+        lines += [
+            f"  {i}. {image}: {why}" for i, (image, why, _) in enumerate(faults[:MAX_REPORTED], 1)
+        ]
+        if len(faults) > MAX_REPORTED:
+            lines.append(f"  ... and {len(faults) - MAX_REPORTED} more")
+        remedies = dict.fromkeys(remedy for _, _, remedy in faults)
+        return "\n".join([*lines, *(f"Remedy: {remedy}" for remedy in remedies)])
+
+
+def read_headers(dataset_dicts: Sequence[dict[str, Any]], name: str) -> ImageFiles:
     """
     Reads the header of every image of a data set, and finds what reading its pixels would stop at:
     files that are missing, empty or no images, pixels of more than 8 bits, another size than the
@@ -154,60 +185,40 @@ def check_images(dataset_dicts: Sequence[dict[str, Any]], name: str) -> None:
     Args:
         dataset_dicts: "file_name", and where known "image_id", "width" and "height" in px.
         name: of the data set, for messages.
-
-    Raises:
-        InputError: lists the first faulty images, their number, and the remedies.
     """
-    start = reported = time.monotonic()
-    faults: list[tuple[str, str, str]] = []
-    done = 0
-    chunks = [dataset_dicts[i : i + _CHUNK] for i in range(0, len(dataset_dicts), _CHUNK)]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for chunk, found in zip(chunks, threads.map(_faults, chunks)):
-            faults += found
-            done += len(chunk)
-            if time.monotonic() - reported > _REPORT_SECONDS:
-                reported = time.monotonic()
-                logger.info("%s: headers of %d of %d images read", name, done, len(dataset_dicts))
+    start = time.monotonic()
+    headers, faults = [], []
+    found = in_threads(_header, dataset_dicts, f"{name}: reading headers")
+    for dataset_dict, header in zip(dataset_dicts, found):
+        if isinstance(header, _Unreadable):
+            faults.append((describe_image(dataset_dict), header.reason, header.remedy))
+            header = (0, 0, False, -1)
+        headers.append(header)
     if not faults:
         seconds = time.monotonic() - start
-        logger.info("%s: headers of all %d images are sound (%.1f s)", name, done, seconds)
-        return
-    lines = [f"data set {name!r}: {len(faults)} of {done} images cannot be used"]
-    lines += [
-        f"  {i}. {image}: {why}" for i, (image, why, _) in enumerate(faults[:MAX_REPORTED], 1)
-    ]
-    if len(faults) > MAX_REPORTED:
-        lines.append(f"  ... and {len(faults) - MAX_REPORTED} more")
-    lines += [f"Remedy: {remedy}" for remedy in dict.fromkeys(remedy for _, _, remedy in faults)]
-    raise InputError("\n".join(lines))
+        logger.info("%s: headers of all %d images are sound (%.1f s)", name, len(headers), seconds)
+    columns = np.array(headers, dtype=np.int64).reshape(-1, 4)
+    return ImageFiles(name, columns[:, :2], columns[:, 2].astype(bool), columns[:, 3], faults)
 
 
-def _faults(dataset_dicts: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(image, reason, remedy) of each image whose header shows that it cannot be used."""
-    found = []
-    for dataset_dict in dataset_dicts:
-        try:
-            fault = _header_fault(dataset_dict)
-        except _Unreadable as error:
-            fault = error.reason, error.remedy
-        if fault is not None:
-            found.append((describe_image(dataset_dict), *fault))
-    return found
-
-
-def _header_fault(dataset_dict: dict[str, Any]) -> tuple[str, str] | None:
-    """Compares the size of the file with the dataset dict."""
-    if not dataset_dict.get("file_name"):
-        return NO_FILE_NAME
-    with _opened(dataset_dict["file_name"]) as image:
-        # The base class's method: that of PNG decodes all pixels, in case EXIF follows them.
-        size = _upright_size(image, _orientation(image, Image.Image.getexif))
-        said = (dataset_dict.get("width", size[0]), dataset_dict.get("height", size[1]))
-        if said == size:
-            return None
-        orientation = _orientation(image)
-        return size_fault(said, _upright_size(image, orientation), orientation)
+def _header(dataset_dict: dict[str, Any]) -> tuple[int, int, bool, int] | _Unreadable:
+    """(width, height, whether it was turned, bytes) of an image that can be used."""
+    try:
+        if not dataset_dict.get("file_name"):
+            raise _Unreadable(*NO_FILE_NAME)
+        with _opened(dataset_dict["file_name"]) as image:
+            # The base class's method: that of PNG decodes all pixels, in case EXIF follows them.
+            orientation = _orientation(image, Image.Image.getexif)
+            size = _upright_size(image, orientation)
+            said = (dataset_dict.get("width", size[0]), dataset_dict.get("height", size[1]))
+            if said != size:
+                orientation = _orientation(image)
+                size = _upright_size(image, orientation)
+            if said != size:
+                raise _Unreadable(*size_fault(said, size, orientation))
+            return *size, orientation in _UPRIGHT, os.path.getsize(dataset_dict["file_name"])
+    except _Unreadable as error:
+        return error
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from ..checkpoint.files import last_checkpoint
 from ..config import load_config
 from ..config_rules import check_trainer_config
 from ..data.class_names import check_datasets
-from ..data.class_table import class_table
 from ..data.dataset_contents import check_contents
 from ..data.given_datasets import (
     add_dataset_arguments,
@@ -121,9 +120,6 @@ def use_datasets(cfg: CfgNode, args: argparse.Namespace, *, eval_only: bool) -> 
     cfg.DATASETS.CLASS_NAMES = names or []
     if not (eval_only or cfg.DATASETS.TRAIN):
         raise InputError("DATASETS.TRAIN is empty; name at least one registered data set")
-    if names:
-        first = (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN)[0]
-        logger.info(f"classes of {first}:\n{class_table(first)}")
     cfg.freeze()
     check_contents(cfg, eval_only=eval_only)
     return cfg

@@ -1,7 +1,7 @@
 """Hits, misses and false alarms: small signs on boxes, and the legend that explains them."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -59,7 +59,11 @@ def paste(canvas: np.ndarray, icon: np.ndarray, left: int, top: int) -> None:
 
 
 def legend(
-    width: int, classes: Sequence[tuple[str, Sequence[int]]], notes: Sequence[str], size: int
+    width: int,
+    classes: Sequence[tuple[str, Sequence[int]]],
+    notes: Sequence[str],
+    size: int,
+    marks: Iterable[Mark] = Mark,
 ) -> np.ndarray:
     """
     (H, `width`, 3) uint8: the signs, the colours of the classes, and notes without a sign.
@@ -69,7 +73,7 @@ def legend(
         size: of the font, px.
     """
     height, gap = round(1.6 * size), size
-    icons = [(sign(mark, round(1.2 * size)), mark.value) for mark in Mark]
+    icons = [(sign(mark, round(1.2 * size)), mark.value) for mark in marks]
     for name, color in classes:
         swatch = np.full((size, size, 4), 255, dtype=np.uint8)
         swatch[..., :3] = color
