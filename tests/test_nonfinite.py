@@ -14,6 +14,7 @@ from detectron2_ddetr.engine.optimizer import FullModelClipAdamW
 from detectron2_ddetr.engine.train_step import LastBatch, NonFiniteStepError, TrainStep
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.modeling import targets
+from detectron2_ddetr.toolbox import comm
 
 from .conftest import VARIANTS, small_cfg
 from .test_meta_arch import build, sample
@@ -52,9 +53,9 @@ def error_of(model, images=None, **options):
     step.data_loader.batch = images
 
     def check(losses):
-        if not all(
-            loss.isfinite() for loss in losses.values()
-        ):  # else there is nothing to write to
+        # Where all are finite there is nothing to write them to.
+        finite = all(loss.isfinite() for loss in losses.values())
+        if not all(comm.all_gather(finite)):
             step._write_metrics(losses, 0.0)
 
     before = [p.detach().clone() for p in model.parameters()]
@@ -358,18 +359,19 @@ def test_accumulation(find_nonfinite):
 
 
 def _process(rank, path):
-    """A rank of two; the last image, of the second, is the bad one."""
+    """A rank of two, of which the second has the bad image: in the losses, then in a gradient."""
     torch.distributed.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
-    model = build()
-    plant(model, f"{LAYERS}.dropout3", BadGradient(1) if rank else nn.Identity())
-    distributed = torch.nn.parallel.DistributedDataParallel(model)
-    images = batch()[:1] if rank == 0 else batch()[1:]
-    step = step_of(distributed)
-    step.data_loader.batch = images
-    try:
-        step.update(images, lambda losses: None)
-    except NonFiniteStepError as error:
-        torch.save([str(error), error.remedy], f"{path}.{rank}")
+    said = []
+    for planted in (False, True):
+        model = build()
+        huge = {} if planted else {"image": torch.full((3, 64, 96), 1e38)}
+        if planted and rank == 1:
+            plant(model, f"{LAYERS}.dropout3", BadGradient(1))
+        distributed = torch.nn.parallel.DistributedDataParallel(model)
+        images = batch(**huge)[:1] if rank == 0 else batch(**huge)[1:]
+        error = error_of(distributed, images)
+        said.append([str(error), error.remedy])
+    torch.save(said, f"{path}.{rank}")
     torch.distributed.destroy_process_group()
 
 
@@ -378,13 +380,18 @@ def test_two_processes(tmp_path):
     path = tmp_path / "rendezvous"
     torch.multiprocessing.start_processes(_process, (str(path),), nprocs=2)
     for rank in range(2):
-        said, remedy = torch.load(f"{path}.{rank}", weights_only=True)
-        assert "the gradient norm of the model is" in said and "BadGradient" in remedy
-        causes = re.findall(r"^process \d: .*", said, flags=re.MULTILINE)
-        assert len(causes) == 1 and "in image 1 of the batch (c.jpg)" in causes[0]
-        assert causes[0].startswith(
-            f"process 1: {LAYERS}.dropout3 (BadGradient) computes the first"
-        )
+        faults = torch.load(f"{path}.{rank}", weights_only=True)
+        for (said, remedy), words, remedy_words, blamed in zip(
+            faults,
+            ["losses of process 1: ", "the gradient norm of the model is"],
+            ["remove this image", "Correct BadGradient"],
+            ["the input: image 1 of the batch (c.jpg)", "a derivative"],
+        ):
+            assert words in said and remedy_words in remedy
+            (cause,) = re.findall(r"^process \d: .*", said, flags=re.MULTILINE)
+            assert cause.startswith("process 1: ") and "in image 1 of the batch (c.jpg)" in cause
+            assert f"To blame is {blamed}" in cause
+        assert f"process 1: {LAYERS}.dropout3 (BadGradient) computes the first" in said
 
 
 class Spy(nn.Module):
