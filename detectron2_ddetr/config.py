@@ -99,6 +99,11 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # IMS_PER_BATCH: less memory, the same update.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
+    # A step whose loss or gradient is not finite is taken once more, with hooks on every module and
+    # operation that find the first which is not; True has them in every step, slowly, for what
+    # does not repeat.
+    cfg.SOLVER.FIND_NONFINITE = False
+
     # How many images an update has for which all numbers of SOLVER are made; 0 for IMS_PER_BATCH,
     # whatever it is. With another IMS_PER_BATCH, BATCH_RULE says what to do: "keep" rates and
     # schedule, "scale" them, or "accumulate" the gradient until it is of as many.

@@ -48,6 +48,7 @@ def test_keys_of_detectron2_are_left_alone():
         "SOLVER.BATCH_RULE",
         "SOLVER.EARLY_STOP_PATIENCE",
         "SOLVER.EMA_DECAY",
+        "SOLVER.FIND_NONFINITE",
         "SOLVER.REFERENCE_BATCH",
         "SOLVER.BACKBONE_MULTIPLIER",
         "SOLVER.CHECKPOINTS_TO_KEEP",

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from detectron2_ddetr import build_optimizer, load_config
-from detectron2_ddetr.engine.optimizer import FullModelClipAdamW
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_lr_scheduler, build_model
 
@@ -178,8 +177,26 @@ def test_clipping_is_refused_unless_over_the_whole_model():
     for value in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="CLIP_VALUE must be above 0"):
             toy_optimizer("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value)
-    _, optimizer = toy_optimizer("SOLVER.CLIP_GRADIENTS.ENABLED", False)
-    assert not isinstance(optimizer, FullModelClipAdamW)
+
+
+def test_without_a_clip():
+    """PyTorch's AdamW to the bit, which a gradient that is not finite does not ruin."""
+    model, optimizer = toy_optimizer("SOLVER.CLIP_GRADIENTS.ENABLED", False)
+    other = deepcopy(model)
+    groups = [
+        {**group, "params": [other.get_parameter(name) for name in group["param_names"]]}
+        for group in optimizer.param_groups
+    ]
+    peer = torch.optim.AdamW(groups)
+    for seed in range(3):
+        for m, o in ((model, optimizer), (other, peer)):
+            m.set_gradients(1e3, seed=seed)
+            o.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    model.norm.bias.grad[1] = math.nan
+    with pytest.raises(FloatingPointError, match="gradient norm"):
+        optimizer.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_state_survives_saving():

@@ -203,11 +203,16 @@ def test_two_processes_stopped_and_resumed(shapes, tmp_path):
 
 
 def test_non_finite_loss(shapes, tmp_path):
-    """The error has the iteration, the loss terms and the images; the step before it is saved."""
+    """
+    The error has the iteration, the loss terms, the images and the cause; the step before it is
+    saved.
+    """
     log = run(shapes, tmp_path, opts=["SOLVER.BASE_LR", "1e15", "SOLVER.MAX_ITER", 6], expected=1)
     message = log[log.rindex("error: iteration") :]
     iteration = int(re.search(r"iteration (\d+) is not finite", message)[1])
     assert "loss_bbox_0" in message and re.search(r"shapes\S*/\d\.png", message)
+    assert re.search(r"process 0: (backbone|head)\.\S+ \(\w+\) computes .*To blame is an", message)
+    assert "--resume with a lower SOLVER.BASE_LR" in message
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint["trainer"]["iteration"] == iteration - 1
     assert "Traceback" not in log

@@ -18,7 +18,8 @@ class NonFiniteGradientError(FloatingPointError):
 
 class FullModelClipAdamW(torch.optim.AdamW):
     """
-    AdamW that scales all gradients together when their common norm is too large.
+    AdamW that scales all gradients together when their common norm is too large, and refuses those
+    that are not finite.
 
     detectron2 clips each parameter by itself, which is another algorithm.
     """
@@ -26,7 +27,7 @@ class FullModelClipAdamW(torch.optim.AdamW):
     def __init__(self, params, max_norm: float, **kwargs):
         """
         Args:
-            max_norm: of the gradients of the whole model.
+            max_norm: of the gradients of the whole model; math.inf leaves them as they are.
             kwargs: of :class:`torch.optim.AdamW`.
         """
         super().__init__(params, **kwargs)
@@ -91,7 +92,7 @@ def parameter_groups(
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
-    AdamW with the groups of :func:`parameter_groups`, and one clip for the whole model.
+    AdamW with the groups of :func:`parameter_groups`, and one clip for the whole model, if any.
 
     Weight decay applies to every parameter, norms and biases included, unless
     SOLVER.WEIGHT_DECAY_NORM and SOLVER.WEIGHT_DECAY_BIAS say otherwise.
@@ -124,6 +125,5 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    if clip.ENABLED:
-        return FullModelClipAdamW(groups, max_norm=clip.CLIP_VALUE, lr=cfg.SOLVER.BASE_LR)
-    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    max_norm = clip.CLIP_VALUE if clip.ENABLED else math.inf
+    return FullModelClipAdamW(groups, max_norm=max_norm, lr=cfg.SOLVER.BASE_LR)

@@ -46,7 +46,7 @@ from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
-from .train_step import LastBatch, TrainStep
+from .train_step import LastBatch, NonFiniteStepError, TrainStep
 from .weight_average import TRAINED, WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,12 @@ class Trainer(DefaultTrainer):
         scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "float16"
         loader = LastBatch(self._train_loader)
         self._trainer = TrainStep(
-            model, loader, optimizer, parts=cfg.SOLVER.ACCUMULATION_STEPS, scale_losses=scaled
+            model,
+            loader,
+            optimizer,
+            parts=cfg.SOLVER.ACCUMULATION_STEPS,
+            scale_losses=scaled,
+            find_nonfinite=cfg.SOLVER.FIND_NONFINITE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         if not cfg.DATASETS.TRAIN:
@@ -266,27 +271,24 @@ class Trainer(DefaultTrainer):
         self._trainer.iter = self.iter
         try:
             self._trainer.run_step()
-        except FloatingPointError as error:
+        except NonFiniteStepError as error:
             self.guard.update_skipped()
             raise NonFiniteError(
                 f"iteration {self.iter} is not finite; the state before it is saved in "
-                f"{self.cfg.OUTPUT_DIR}\n{error}\n{self._advice()}"
+                f"{self.cfg.OUTPUT_DIR}\n{error}\n{error.remedy or self._advice()}"
             ) from error
 
     def _advice(self) -> str:
-        """What to do about an iteration that is not finite."""
+        """What to do about weights that are not finite, or with which an iteration is not."""
         if self.iter == 0:
-            return "Look at the annotations of these images, and at MODEL.WEIGHTS"
+            return "Nothing has been trained yet: look at MODEL.WEIGHTS"
         if self.iter != self.start_iter:
-            return (
-                "Look at the annotations of these images, or --resume with a lower SOLVER.BASE_LR"
-            )
+            return "--resume with a lower SOLVER.BASE_LR"
         earlier = checkpoint_before(self.cfg.OUTPUT_DIR, self.completed_iter)
         return (
-            "It is the first iteration after --resume: if its images are sound, the weights were "
-            f"ruined before it. Write {earlier} into "
-            f"{os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to that "
-            "checkpoint, and --resume with a lower SOLVER.BASE_LR"
+            "It is the first iteration after --resume, so the weights were ruined before it. Write "
+            f"{earlier} into {os.path.join(self.cfg.OUTPUT_DIR, 'last_checkpoint')} to go back to "
+            "that checkpoint, and --resume with a lower SOLVER.BASE_LR"
         )
 
     def state_dict(self) -> dict:
