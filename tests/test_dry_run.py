@@ -44,6 +44,14 @@ def test_of_a_training(shapes, tmp_path):  # noqa: F811
     assert not output.exists()
 
 
+def test_an_update_that_is_not_finite(shapes, tmp_path):  # noqa: F811
+    """Said with its cause and a remedy, as in a training."""
+    opts = ["SOLVER.BASE_LR", 1e15]
+    log = run(shapes, tmp_path / "output", "--dry-run", opts=opts, expected=1)
+    assert "error: an update is not finite" in log and "lower SOLVER.BASE_LR" in log
+    assert "process 0: " in log and "Traceback" not in log
+
+
 @pytest.mark.parametrize("other", ["--resume", "--eval-only"])
 def test_with_what_it_cannot_be(other):
     config = str(CONFIGS / "quick_start.yaml")

@@ -264,8 +264,17 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
 
     def update(self, batch: list[dict]) -> None:
-        """One update on a given batch, outside a training: nothing is recorded."""
-        self._trainer.update(batch, check=lambda losses: None)
+        """
+        One update on a given batch, outside a training: nothing is recorded.
+
+        Raises:
+            NonFiniteError: with its cause and a remedy.
+        """
+        try:
+            self._trainer.update(batch, check=lambda losses: None)
+        except NonFiniteStepError as error:
+            advice = error.remedy or "Look at MODEL.WEIGHTS, or lower SOLVER.BASE_LR"
+            raise NonFiniteError(f"an update is not finite\n{error}\n{advice}") from error
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
