@@ -60,9 +60,16 @@ def explained(traceback: bool) -> Iterator[None]:
         if traceback:
             raise
         sys.exit(f"error: {explanation(error)}")
-    except ProcessExitedException as error:  # a process that has said why
+    except ProcessExitedException as error:
         if traceback:
             raise
+        if error.exit_code < 0:  # otherwise it has said why
+            sys.stderr.write(
+                f"error: process {error.error_index} was killed ({error.signal_name}), by the "
+                "system where memory was short, and the others were stopped; --resume goes on from "
+                "the last checkpoint\n"
+            )
+            sys.exit(128 - error.exit_code)
         sys.exit(error.exit_code)
     finally:
         for logger in loggers:
