@@ -43,11 +43,11 @@ optimizer.params.backbone_multiplier = 1.0
 train.update(
     output_dir="output/quick_start",
     init_checkpoint="",
-    max_iter=1080,
-    eval_period=360,
+    max_iter=1200,
+    eval_period=400,
     device="cpu",
 )
-train.checkpointer.period = 360
+train.checkpointer.period = 400
 
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
