@@ -22,8 +22,9 @@ demo: environment
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 	$(PYTHON) -m detectron2_ddetr.cli visualize $(OUTPUT)
 
+# Two processes of one thread each: most tests are too small for threads to help.
 test: pytest
-	$(PYTHON) -m pytest -q -rs tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rs -n 2 tests
 
 wheel: environment
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
@@ -49,7 +50,8 @@ environment: $(filter .venv/bin/python,$(PYTHON))
 	  $(PYTHON) -m pip install 'torch>=2.10' torchvision && $(PYTHON) -m pip install -e .; }
 
 pytest: environment
-	@$(PYTHON) -c 'import pytest' 2>/dev/null || $(PYTHON) -m pip install pytest
+	@$(PYTHON) -c 'import pytest, xdist' 2>/dev/null || \
+	  $(PYTHON) -m pip install pytest pytest-xdist
 
 .venv/bin/python:
 	python3 -m venv .venv
