@@ -133,7 +133,7 @@ def test_a_damaged_image_is_named_and_left_out(tmp_path, caplog, monkeypatch):
     damaged.write_bytes(damaged.read_bytes()[:100])
     draw_training_images(config(), content, [], str(tmp_path / "a.jpg"))
     assert read(tmp_path / "a.jpg").shape[1] == 4 * (CELL + 14) + 14
-    (warning,) = caplog.messages
+    (warning,) = [record.message for record in caplog.records if record.name == "pictures"]
     assert "a.jpg is drawn without image 7" in warning and "1.png" in warning
     with pytest.raises(InputError, match="none of 1 images can be drawn"):
         draw_training_images(config(), content[1:2], [], str(tmp_path / "a.jpg"))
