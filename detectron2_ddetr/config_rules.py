@@ -74,7 +74,7 @@ _NOT_FOLLOWED = {
     "MODEL.LOAD_PROPOSALS": (False, "this family makes its own"),
     "SOLVER.REFERENCE_WORLD_SIZE": (
         0,
-        "batch size, rate and schedule are taken as they are; set them for your processes",
+        "SOLVER.REFERENCE_BATCH and SOLVER.BATCH_RULE fit a recipe to another batch",
     ),
     "TEST.AUG.ENABLED": (False, "test-time augmentation would be left out in silence"),
     "TEST.PRECISE_BN.ENABLED": (False, "statistics of BatchNorm are those of training"),

@@ -267,7 +267,7 @@ NOT_FOLLOWED = {
     "MODEL.MASK_ON": (True, "boxes"),
     "MODEL.KEYPOINT_ON": (True, "boxes"),
     "MODEL.LOAD_PROPOSALS": (True, "makes its own"),
-    "SOLVER.REFERENCE_WORLD_SIZE": (8, "set them for your processes"),
+    "SOLVER.REFERENCE_WORLD_SIZE": (8, "BATCH_RULE fit a recipe"),
     "TEST.AUG.ENABLED": (True, "left out"),
     "TEST.PRECISE_BN.ENABLED": (True, "of training"),
     "TEST.EXPECTED_RESULTS": ([["bbox", "AP", 40.0]], "tolerance"),

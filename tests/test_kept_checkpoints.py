@@ -75,6 +75,15 @@ def test_of_several_data_sets_the_named_one_counts(make, tmp_path):
     assert kept(tmp_path) == (1, 2.0)
 
 
+def test_a_data_set_that_is_called_like_a_task(make, tmp_path):
+    best, model = make()
+    best.data = "bbox"
+    evaluate(best, model, 3, 1.5)
+    assert kept(tmp_path) == (3, 1.5)
+    best.update({"bbox": {}, "other": {"bbox": {"AP": 9.0}}})
+    assert kept(tmp_path) == (3, 1.5)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"value": "x"}', "{}"])
 def test_a_json_that_is_none(make, tmp_path, text):
     (tmp_path / "model_best.json").write_text(text)

@@ -32,7 +32,7 @@ def dry_run(trainer: Trainer) -> str:
     batch = [
         _image(*sizes[i % len(sizes)], boxes, cfg.MODEL.DETR.NUM_CLASSES) for i in range(images)
     ]
-    cuda = trainer.unwrapped_model.device.type == "cuda"
+    cuda = trainer.cfg.MODEL.DEVICE.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     seconds = []

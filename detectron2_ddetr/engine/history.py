@@ -1,36 +1,43 @@
-"""metrics.json of a training that is resumed: no row is missing, and none is there twice."""
+"""metrics.json, also of a training that is resumed: no row is missing, and none is there twice."""
 
 import json
+import logging
 import os
 
 from ..errors import InputError
 from ..toolbox import HookBase, comm, hooks
 
+logger = logging.getLogger(__name__)
+
 
 def read_history(path: str) -> list[dict]:
     """
-    The rows of a metrics.json; none if it does not exist. What a killed process has left of a last
-    line is no row.
+    The rows of a metrics.json, one json object per line; none if it does not exist. What a killed
+    process has left of a last line is left out, and said.
 
     Raises:
-        InputError: names the line that is none.
+        InputError: names the line that is no row.
     """
     if not os.path.isfile(path):
         return []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines()
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it") from error
     rows = []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            row["iteration"] += 0
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}: line {number} is no row of metrics; remove it, or the file to begin "
-                "another history"
-            ) from error
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{where}: not valid json ({error}); remove this line") from error
+            if line:
+                logger.warning("%s: left out, since the run was killed while writing it", where)
+            continue
+        if not isinstance(row, dict) or type(row.get("iteration")) is not int:
+            raise InputError(f"{where}: expected an object with an int 'iteration'; remove it")
         rows.append(row)
     return rows
 
@@ -43,13 +50,13 @@ def continue_history(path: str, iteration: int) -> list[dict]:
     Returns:
         The rows that stay.
     """
-    rows = read_history(path)
-    kept = [row for row in rows if row["iteration"] <= iteration]
-    if rows:
-        # Into the same file, which detectron2's writer has open by now.
-        with open(path, "r+", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in kept)
-            file.truncate()
+    if not os.path.isfile(path):
+        return []
+    kept = [row for row in read_history(path) if row["iteration"] <= iteration]
+    # Into the same file, which detectron2's writer has open by now.
+    with open(path, "r+", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in kept)
+        file.truncate()
     return kept
 
 

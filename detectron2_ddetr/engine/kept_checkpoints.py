@@ -61,7 +61,9 @@ class BestCheckpoint(HookBase):
             results: of a whole evaluation, as the trainer's `test` returns them: by data set where
                 there are several.
         """
-        ap = results.get(self.data, results).get("bbox", {}).get("AP")
+        of_data = results.get(self.data, {})
+        # A data set may be called "bbox".
+        ap = (of_data if "bbox" in of_data else results).get("bbox", {}).get("AP")
         if (
             ap is None
             or not comm.is_main_process()

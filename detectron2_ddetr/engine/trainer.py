@@ -80,7 +80,7 @@ class Diagnostics(HookBase):
     """Logs what the criterion observed, such as `class_error`, beside the losses."""
 
     def after_step(self) -> None:
-        for name, value in self.trainer.unwrapped_model.criterion.diagnostics.items():
+        for name, value in self.trainer._trainer.detector.criterion.diagnostics.items():
             self.trainer.storage.put_scalar(name, value.item())
 
 
@@ -141,18 +141,12 @@ class Trainer(DefaultTrainer):
         )
         self.average = None
         if decay := cfg.SOLVER.EMA_DECAY:
-            self.average = WeightAverage(self.unwrapped_model, decay)
+            self.average = WeightAverage(self._trainer.detector, decay)
         self.best = None
         if cfg.DATASETS.TEST:
             self.best = BestCheckpoint(self.checkpointer, cfg.DATASETS.TEST[0], decay)
         self.guard = InterruptionGuard(self.checkpointer, optimizer, loader)
         self.register_hooks(self.build_hooks())
-
-    @property
-    def unwrapped_model(self) -> nn.Module:
-        """That is trained, also where several processes train it."""
-        model = self.model
-        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _train_loader(self) -> DataLoader:
         return self.build_train_loader(
@@ -313,7 +307,7 @@ class Trainer(DefaultTrainer):
         state, differences = fit_state(state_dict, self.cfg, self.optimizer, self.scheduler)
         if self.average is None and (averaged := state["hooks"].pop("WeightAverage", None)):
             # The checkpoint's model is an average, which is not wanted any more.
-            self.unwrapped_model.load_state_dict(averaged[TRAINED])
+            self._trainer.detector.load_state_dict(averaged[TRAINED])
         super().load_state_dict(state)
         self._images_before = state["images"]
         if differences:

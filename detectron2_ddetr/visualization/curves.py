@@ -1,7 +1,6 @@
 """The course of a training: losses and AP over iterations."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ..engine.history import read_history
 from ..errors import InputError
 from .text import font_families, readable
 
@@ -29,32 +29,15 @@ FEW_POINTS = 25
 
 def read_metrics(metrics_json: str) -> dict[int, dict[str, float]]:
     """
-    Reads the metrics.json of a training, one json object per line.
+    The metrics.json of a training, see :func:`read_history`.
 
     Returns:
         The scalars by iteration, iterations ascending; NaN for what is no number, such as null.
         Where the iterations go back, a training was resumed or begun again: what the one before
-        had written from there on is left out, as is a last line that was cut off.
+        had written from there on is left out.
     """
-    try:
-        with open(metrics_json, encoding="utf-8") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{metrics_json}: cannot be read ({error}); remove it") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
     by_iteration: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{metrics_json}, line {number}"
-        try:
-            scalars = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                logger.warning("%s: left out, since the run was killed while writing it", where)
-                continue
-            raise InputError(f"{where}: not valid json ({error}); remove this line") from error
-        if not isinstance(scalars, dict) or type(scalars.get("iteration")) is not int:
-            raise InputError(f"{where}: expected an object with an int 'iteration'; remove it")
+    for scalars in read_history(metrics_json):
         now = scalars["iteration"]
         if by_iteration and now < max(by_iteration):
             by_iteration = {i: old for i, old in by_iteration.items() if i < now}
