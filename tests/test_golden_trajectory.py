@@ -21,19 +21,11 @@ ITERATIONS = 20
 
 
 def trajectory(folder):
-    """The losses of each iteration."""
-    opts = [
-        "SOLVER.MAX_ITER",
-        ITERATIONS,
-        "DATASETS.TEST",
-        (),
-        "OUTPUT_DIR",
-        str(folder),
-        "SEED",
-        7,
-    ]
+    """The losses of each iteration, in float64: roundings of float32 soon choose other matches."""
+    opts = ["DATASETS.TEST", (), "OUTPUT_DIR", str(folder), "SEED", 7]
     torch.manual_seed(7)  # the first weights
     trainer = Trainer(load_config(str(CONFIGS / "quick_start.yaml"), opts))
+    trainer.max_iter = ITERATIONS  # of a schedule of 600: that of 20 would never leave its warm-up
     rows, write = [], trainer._trainer._write_metrics
 
     def record(losses, data_time):
@@ -42,6 +34,7 @@ def trajectory(folder):
 
     trainer._trainer._write_metrics = record
     trainer.resume_or_load(resume=False)
+    trainer.model.double()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums of several would be in another order
     try:
@@ -51,14 +44,18 @@ def trajectory(folder):
     return rows
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="without AVX2 torch draws other first weights",
+)
 def test_the_trajectory_is_the_one_on_record(tmp_path, monkeypatch):
-    """To what other processors round away: 5e-6 in the first six iterations, then up to 5e-3."""
+    """A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2."""
     monkeypatch.chdir(ROOT)
     expected = json.loads(RECORD.read_text())
     found = trajectory(tmp_path)
     assert len(found) == len(expected) == ITERATIONS
     for iteration, (row, wanted) in enumerate(zip(found, expected)):
-        assert row == pytest.approx(wanted, rel=5e-5 if iteration < 6 else 2e-2), iteration
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-5), iteration
 
 
 if __name__ == "__main__":
