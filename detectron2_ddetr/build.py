@@ -1,15 +1,21 @@
 """Registries of transformers and criteria, and their builders from a config."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fvcore.common.registry import Registry
 
 from .errors import UnknownKeyError
 from .modeling import (
+    AnchorTransformer,
     DeformableDETRHead,
     DeformableTransformer,
+    Denoising,
+    DINOTransformer,
     FeatureProjector,
     HungarianMatcher,
+    OneToMany,
+    PositionEmbeddingSine,
     SetCriterion,
     TwoStageDeformableTransformer,
 )
@@ -57,8 +63,30 @@ def build_criterion(cfg: CfgNode) -> SetCriterion:
 @DETR_TRANSFORMER_REGISTRY.register()
 def build_deformable_transformer(cfg: CfgNode) -> DeformableTransformer:
     """One-stage or two-stage, as MODEL.DETR.TWO_STAGE says."""
+    node, arguments = cfg.MODEL.DETR, _transformer_arguments(cfg)
+    if node.TWO_STAGE:
+        return TwoStageDeformableTransformer(node.NUM_QUERIES, node.MIXED_SELECTION, **arguments)
+    return DeformableTransformer(**arguments)
+
+
+@DETR_TRANSFORMER_REGISTRY.register()
+def build_anchor_transformer(cfg: CfgNode) -> AnchorTransformer:
+    """Of DAB- and DN-Deformable-DETR; an anchor for each query, those that only train included."""
     node = cfg.MODEL.DETR
-    arguments = {
+    num_anchors = node.NUM_QUERIES + node.ONE_TO_MANY.NUM_QUERIES
+    return AnchorTransformer(num_anchors, **_transformer_arguments(cfg))
+
+
+@DETR_TRANSFORMER_REGISTRY.register()
+def build_dino_transformer(cfg: CfgNode) -> DINOTransformer:
+    """Of DINO."""
+    return DINOTransformer(cfg.MODEL.DETR.NUM_QUERIES, **_transformer_arguments(cfg))
+
+
+def _transformer_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Those of :class:`DeformableTransformer`."""
+    node = cfg.MODEL.DETR
+    return {
         "d_model": node.HIDDEN_DIM,
         "n_heads": node.NHEADS,
         "num_encoder_layers": node.ENC_LAYERS,
@@ -69,9 +97,6 @@ def build_deformable_transformer(cfg: CfgNode) -> DeformableTransformer:
         "enc_n_points": node.ENC_N_POINTS,
         "dec_n_points": node.DEC_N_POINTS,
     }
-    if node.TWO_STAGE:
-        return TwoStageDeformableTransformer(num_queries=node.NUM_QUERIES, **arguments)
-    return DeformableTransformer(**arguments)
 
 
 @DETR_CRITERION_REGISTRY.register()
@@ -87,10 +112,44 @@ def build_set_criterion(cfg: CfgNode) -> SetCriterion:
     )
 
 
-def build_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
+def build_one_to_many(cfg: CfgNode) -> OneToMany | None:
+    """The queries of MODEL.DETR.ONE_TO_MANY; None without any."""
+    node = cfg.MODEL.DETR.ONE_TO_MANY
+    if not node.NUM_QUERIES:
+        return None
+    return OneToMany(node.NUM_QUERIES, node.REPEATS, node.LOSS_WEIGHT)
+
+
+def build_denoising(cfg: CfgNode, inverse_sigmoid_eps: float) -> Denoising | None:
+    """What MODEL.DETR.DENOISING says; None where it is not enabled."""
+    node = cfg.MODEL.DETR.DENOISING
+    if not node.ENABLED:
+        return None
+    return Denoising(
+        cfg.MODEL.DETR.NUM_CLASSES,
+        cfg.MODEL.DETR.HIDDEN_DIM,
+        num_queries=node.NUM_QUERIES,
+        num_groups=node.NUM_GROUPS or None,
+        label_noise=node.LABEL_NOISE,
+        box_noise=node.BOX_NOISE,
+        negatives=node.NEGATIVES,
+        corner_noise=node.CORNER_NOISE,
+        indicator=node.INDICATOR,
+        inverse_sigmoid_eps=inverse_sigmoid_eps,
+    )
+
+
+def build_head(
+    cfg: CfgNode,
+    in_channels: Sequence[int],
+    *,
+    inverse_sigmoid_eps: float = 1e-5,
+    **parts: Any,
+) -> DeformableDETRHead:
     """
     Args:
         in_channels: channels of the backbone maps named by IN_FEATURES.
+        inverse_sigmoid_eps, parts: of :class:`DeformableDETRHead`, where a system has its own.
     """
     node = cfg.MODEL.DETR
     return DeformableDETRHead(
@@ -99,4 +158,26 @@ def build_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
         num_classes=node.NUM_CLASSES,
         num_queries=node.NUM_QUERIES,
         with_box_refine=node.WITH_BOX_REFINE,
+        look_forward_twice=node.LOOK_FORWARD_TWICE,
+        one_to_many=build_one_to_many(cfg),
+        denoising=build_denoising(cfg, inverse_sigmoid_eps),
+        inverse_sigmoid_eps=inverse_sigmoid_eps,
+        **parts,
+    )
+
+
+def build_anchor_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
+    """The head of DAB- and DN-Deformable-DETR."""
+    return build_head(cfg, in_channels, inverse_sigmoid_eps=1e-3)
+
+
+def build_dino_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRHead:
+    """The head of DINO."""
+    half = cfg.MODEL.DETR.HIDDEN_DIM // 2
+    return build_head(
+        cfg,
+        in_channels,
+        inverse_sigmoid_eps=1e-3,
+        shared_heads=True,
+        position_embedding=PositionEmbeddingSine(half, temperature=20.0, offset=0.0),
     )

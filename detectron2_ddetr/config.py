@@ -64,6 +64,36 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # Queries start from boxes that the encoder proposes. Needs WITH_BOX_REFINE.
     node.TWO_STAGE = False
 
+    # Only position and box of a query come from its proposal, its content is learned. Needs
+    # TWO_STAGE.
+    node.MIXED_SELECTION = False
+    # The loss of a layer's boxes also reaches the layer before. Needs WITH_BOX_REFINE.
+    node.LOOK_FORWARD_TWICE = False
+
+    # Queries that exist in training only and learn from each target REPEATS times (H-DETR); 0 for
+    # none.
+    node.ONE_TO_MANY = CfgNode()
+    node.ONE_TO_MANY.NUM_QUERIES = 0
+    node.ONE_TO_MANY.REPEATS = 6
+    node.ONE_TO_MANY.LOSS_WEIGHT = 1.0
+
+    # Noised targets as queries, in training only (DN-DETR, DINO). Needs TWO_STAGE or anchors.
+    node.DENOISING = CfgNode()
+    node.DENOISING.ENABLED = False
+    # About so many noised copies of the boxes of an image, in as many groups as that takes; or
+    # NUM_GROUPS groups, whatever the number of boxes.
+    node.DENOISING.NUM_QUERIES = 100
+    node.DENOISING.NUM_GROUPS = 0
+    # How likely a class is drawn anew; how far a box is moved, 1 by up to half its size.
+    node.DENOISING.LABEL_NOISE = 0.25
+    node.DENOISING.BOX_NOISE = 1.0
+    # Queries further from their target, which have to say that there is nothing.
+    node.DENOISING.NEGATIVES = True
+    # The noise is on the corners, or on centre and size.
+    node.DENOISING.CORNER_NOISE = True
+    # A channel of the content tells these queries from others. Needs learned content.
+    node.DENOISING.INDICATOR = False
+
     # Training computes the activations of these parts again instead of keeping them.
     node.ACTIVATION_CHECKPOINTING = CfgNode()
     node.ACTIVATION_CHECKPOINTING.BACKBONE = False

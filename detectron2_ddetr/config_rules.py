@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from .errors import InputError, UnsupportedError
+from .query_rules import check_queries
 from .toolbox import TOOLBOX, CfgNode, comm
 
 _ABOVE_0 = math.ulp(0.0)
@@ -19,7 +20,7 @@ _RANGES = {
     **dict.fromkeys(
         [f"MODEL.DETR.{key}" for key in (
             "NUM_CLASSES", "NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS",
-            "ENC_N_POINTS", "DEC_N_POINTS")]
+            "ENC_N_POINTS", "DEC_N_POINTS", "ONE_TO_MANY.REPEATS", "DENOISING.NUM_QUERIES")]
         + ["INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
            "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATION_STEPS",
            "TEST.DETECTIONS_PER_IMAGE"],
@@ -28,7 +29,8 @@ _RANGES = {
     **dict.fromkeys(
         [f"MODEL.DETR.{key}" for key in (
             "ENC_LAYERS", "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS",
-            "COST_BBOX", "COST_GIOU")]
+            "COST_BBOX", "COST_GIOU", "ONE_TO_MANY.NUM_QUERIES", "ONE_TO_MANY.LOSS_WEIGHT",
+            "DENOISING.NUM_GROUPS", "DENOISING.BOX_NOISE")]
         + ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.CROP_RESIZE_SIZES",
            "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS",
            "SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.LINEAR_PROJ_MULTIPLIER",
@@ -39,6 +41,7 @@ _RANGES = {
         (0, _MOST),
     ),
     "MODEL.DETR.DROPOUT": (0, 1),
+    "MODEL.DETR.DENOISING.LABEL_NOISE": (0, 1),
     "SOLVER.EMA_DECAY": (0, math.nextafter(1, 0)),
     "MODEL.PIXEL_STD": (_ABOVE_0, _MOST),
     "SOLVER.BASE_LR": (_ABOVE_0, _MOST),
@@ -103,6 +106,7 @@ def check_config(cfg: CfgNode) -> None:
                 f"{key} {value!r} needs detectron2; without it there is {_either(choices)}"
             )
     _check_detr(cfg)
+    check_queries(cfg)
     _check_schedule(cfg)
 
 
@@ -146,11 +150,6 @@ def check_trainer_config(cfg: CfgNode) -> None:
 def _check_detr(cfg: CfgNode) -> None:
     node = cfg.MODEL.DETR
     prefix = "MODEL.DETR"
-    if node.TWO_STAGE and not node.WITH_BOX_REFINE:
-        raise InputError(
-            f"{prefix}.TWO_STAGE is True but {prefix}.WITH_BOX_REFINE is False: proposals are "
-            "boxes, which only refinement can use. Set WITH_BOX_REFINE to True"
-        )
     if node.HIDDEN_DIM % node.NHEADS or node.HIDDEN_DIM % 32:
         raise InputError(
             f"{prefix}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be divisible by NHEADS "

@@ -2,14 +2,20 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .backbones.padding import padding_of
 from .backbones.unread import freeze_unread
-from .build import build_criterion, build_head, registered
+from .build import (
+    build_anchor_head,
+    build_criterion,
+    build_dino_head,
+    build_head,
+    registered,
+)
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config_rules import check_config
@@ -58,7 +64,8 @@ class SetDetector(nn.Module):
         """
         Args:
             backbone: any detectron2 backbone.
-            head: maps of the backbone, padding mask -> the dict of :meth:`network_outputs`.
+            head: maps of the backbone, padding mask, targets or None -> the dict of
+                :meth:`network_outputs`. Its `num_classes` is K.
             criterion: outputs of the head, targets -> dict of weighted losses.
             in_features: names of the maps to read, from high to low resolution.
             pixel_mean, pixel_std: per channel, for the channel order of the input images.
@@ -132,7 +139,9 @@ class SetDetector(nn.Module):
         recomputed = {"backbone": node.BACKBONE, "encoder": node.ENCODER, "decoder": node.DECODER}
         return {
             "backbone": backbone,
-            "head": build_head(cfg, channels_of(backbone, in_features, cfg.MODEL.BACKBONE.NAME)),
+            "head": cls.build_head(
+                cfg, channels_of(backbone, in_features, cfg.MODEL.BACKBONE.NAME)
+            ),
             "criterion": build_criterion(cfg),
             "in_features": in_features,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -141,6 +150,9 @@ class SetDetector(nn.Module):
             "precision": getattr(torch, amp.PRECISION) if amp.ENABLED else None,
             "activation_checkpointing": [part for part, on in recomputed.items() if on],
         }
+
+    #: (cfg, channels of the maps that it reads) -> the head of the system.
+    build_head: Callable[[CfgNode, Sequence[int]], nn.Module] = staticmethod(build_head)
 
     @property
     def device(self) -> torch.device:
@@ -171,14 +183,13 @@ class SetDetector(nn.Module):
         images = self.preprocess_image(batched_inputs)
         if self.training:
             check_instances(batched_inputs)
-        outputs = self.network_outputs(images)
-        if self.training:
             # Made and checked where the mapper left them, on the CPU: numbers that lie on a GPU
             # cannot be looked at without waiting for it.
             targets = self.prepare_targets([x["instances"] for x in batched_inputs])
-            check_ground_truth(batched_inputs, targets, outputs["pred_logits"].shape[2])
+            check_ground_truth(batched_inputs, targets, self.head.num_classes)
             targets = [{key: x.to(self.device) for key, x in t.items()} for t in targets]
-            return self.criterion(outputs, targets)
+            return self.criterion(self.network_outputs(images, targets), targets)
+        outputs = self.network_outputs(images)
 
         # Differs from the official code: detector_postprocess clips boxes to the image and drops
         # empty ones, because that is what users of detectron2 rely on.
@@ -213,13 +224,17 @@ class SetDetector(nn.Module):
         """(3, h_i, w_i) each -> one tensor of a size that the backbone takes."""
         return ImageList.from_tensors(images, **padding_of(self.backbone))
 
-    def network_outputs(self, images: ImageList) -> dict:
+    def network_outputs(
+        self, images: ImageList, targets: list[dict[str, Tensor]] | None = None
+    ) -> dict:
         """
         The raw predictions, for distillation and inspection. The same path in training and
         evaluation: padding is masked in both.
 
         Args:
             images: normalised and padded, as :meth:`preprocess_image` returns them.
+            targets: in training, of :meth:`prepare_targets`, on the device of the model; a
+                denoising model trains without denoising where they are not given.
 
         Returns:
             dict: The keys are:
@@ -227,14 +242,16 @@ class SetDetector(nn.Module):
             * "pred_logits": (N, Q, K), sigmoid logits of the last layer.
             * "pred_boxes": (N, Q, 4), (cx, cy, w, h) in [0, 1] of the valid image.
             * "aux_outputs": one dict with these two keys for each earlier decoder layer.
-            * "enc_outputs": (two-stage) the same two keys for all tokens of the encoder.
+            * further keys of the encoder and of queries that only train, see
+              :meth:`DeformableDETRHead.forward`.
         """
         pixels = images.tensor
         if pixels.device.type == "cpu":  # its convolutions are faster channels last: BENCHMARKS.md
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             features = self.backbone(pixels)
-            return self.head([features[name] for name in self.in_features], padding_mask(images))
+            maps = [features[name] for name in self.in_features]
+            return self.head(maps, padding_mask(images), targets)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """An autocast around the caller's stays, if the model asks for none."""
@@ -279,6 +296,35 @@ class SetDetector(nn.Module):
 @META_ARCH_REGISTRY.register()
 class DeformableDETR(SetDetector):
     """Deformable DETR (https://arxiv.org/abs/2010.04159), all five variants."""
+
+
+@META_ARCH_REGISTRY.register()
+class HDeformableDETR(SetDetector):
+    """
+    H-Deformable-DETR (https://arxiv.org/abs/2207.13080): two-stage Deformable DETR with hybrid
+    matching, mixed query selection and looking forward twice, each a key.
+    """
+
+
+@META_ARCH_REGISTRY.register()
+class DABDeformableDETR(SetDetector):
+    """DAB-Deformable-DETR (https://arxiv.org/abs/2201.12329): queries are learned boxes."""
+
+    build_head = staticmethod(build_anchor_head)
+
+
+@META_ARCH_REGISTRY.register()
+class DNDeformableDETR(SetDetector):
+    """DN-Deformable-DETR (https://arxiv.org/abs/2203.01305): DAB with denoising queries."""
+
+    build_head = staticmethod(build_anchor_head)
+
+
+@META_ARCH_REGISTRY.register()
+class DINO(SetDetector):
+    """DINO (https://arxiv.org/abs/2203.03605), with any number of levels."""
+
+    build_head = staticmethod(build_dino_head)
 
 
 def channels_of(backbone: Backbone, in_features: Sequence[str], name: str) -> list[int]:

@@ -20,14 +20,24 @@ from .data.dataset_mapper import DeformableDETRDatasetMapper
 from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer
 from .engine.trainer import Trainer
-from .meta_arch import DeformableDETR
+from .meta_arch import (
+    DINO,
+    DABDeformableDETR,
+    DeformableDETR,
+    DNDeformableDETR,
+    HDeformableDETR,
+)
 
 __all__ = [
     "Checkpointer",
+    "DABDeformableDETR",
     "DETR_CRITERION_REGISTRY",
     "DETR_TRANSFORMER_REGISTRY",
+    "DINO",
+    "DNDeformableDETR",
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
+    "HDeformableDETR",
     "Trainer",
     "add_deformable_detr_config",
     "build_criterion",

@@ -45,16 +45,18 @@ def small_transformer(two_stage=False, d_model=32, n_levels=4, **kwargs):
 
 def small_head(
     two_stage=False, with_box_refine=False, num_levels=4, d_model=32, transformer=None,
-    cls=DeformableDETRHead, **kwargs
+    parts=None, **kwargs
 ):  # fmt: skip
+    """`parts` are further arguments of the head."""
     channels = CHANNELS if num_levels > 1 else CHANNELS[-1:]
     transformer = transformer or small_transformer(two_stage, d_model, num_levels, **kwargs)
-    return cls(
+    return DeformableDETRHead(
         input_proj=FeatureProjector(channels, d_model, num_levels),
         transformer=transformer,
         num_classes=NUM_CLASSES,
         num_queries=NUM_QUERIES,
         with_box_refine=with_box_refine,
+        **(parts or {}),
     )
 
 

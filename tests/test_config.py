@@ -22,6 +22,9 @@ from .conftest import CONFIGS, small_cfg
 
 BASE = str(CONFIGS / "deformable_detr/deformable_detr_R_50_50ep.yaml")
 NODE = "MODEL.DETR."
+ARCH = "MODEL.META_ARCHITECTURE"
+#: Deformable DETR ++.
+PP = [NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True]
 
 
 def flatten(cfg, prefix=""):
@@ -157,7 +160,7 @@ def test_files_that_are_no_configs(tmp_path, text, words):
 @pytest.mark.parametrize(
     "opts, words",
     [
-        ([NODE + "TWO_STAGE", True], ["TWO_STAGE", "WITH_BOX_REFINE", "Set"]),
+        ([NODE + "TWO_STAGE", True], ["TWO_STAGE", "WITH_BOX_REFINE", "set"]),
         ([NODE + "HIDDEN_DIM", 100], ["HIDDEN_DIM", "100", "NHEADS", "8"]),
         ([NODE + "HIDDEN_DIM", 48, NODE + "NHEADS", 4], ["HIDDEN_DIM", "48", "32"]),
         ([NODE + "NUM_FEATURE_LEVELS", 2], ["NUM_FEATURE_LEVELS", "2", "IN_FEATURES", "res3"]),
@@ -165,6 +168,25 @@ def test_files_that_are_no_configs(tmp_path, text, words):
         ([NODE + "NUM_QUERIES", 0], ["NUM_QUERIES", "0"]),
         ([NODE + "DEC_LAYERS", 0], ["DEC_LAYERS", "0"]),
         (["INPUT.RESIZE_RULE", "floor"], ["RESIZE_RULE", "floor", "truncate", "round"]),
+        ([NODE + "LOOK_FORWARD_TWICE", True], ["LOOK_FORWARD_TWICE", "set", "WITH_BOX_REFINE"]),
+        ([NODE + "MIXED_SELECTION", True], ["MIXED_SELECTION", "set", "TWO_STAGE"]),
+        ([NODE + "DENOISING.ENABLED", True], ["DENOISING.ENABLED", "points", "set", "TWO_STAGE"]),
+        (
+            [*PP, NODE + "DENOISING.ENABLED", True, NODE + "DENOISING.INDICATOR", True],
+            ["DENOISING.INDICATOR", "not learned", "MIXED_SELECTION"],
+        ),
+        (
+            [*PP, NODE + "DENOISING.ENABLED", True, NODE + "DENOISING.CORNER_NOISE", False],
+            ["DENOISING.NEGATIVES", "corners", "CORNER_NOISE"],
+        ),
+        ([*PP, ARCH, "DINO"], ["MIXED_SELECTION", "DINO", "set it to True"]),
+        (
+            [*PP, NODE + "MIXED_SELECTION", True, ARCH, "DINO"],
+            ["TRANSFORMER", "DINO", "'build_dino_transformer'"],
+        ),
+        ([ARCH, "HDeformableDETR"], ["TWO_STAGE", "HDeformableDETR", "set it to True"]),
+        ([*PP, ARCH, "DABDeformableDETR"], ["TWO_STAGE", "DABDeformableDETR", "False"]),
+        ([ARCH, "DNDeformableDETR"], ["WITH_BOX_REFINE", "DNDeformableDETR", "True"]),
     ],
 )
 def test_contradictions_are_refused(opts, words):
@@ -185,11 +207,13 @@ RANGES = {
     # fmt: off
     **{NODE + key: (0, 1) for key in (
         "NUM_CLASSES", "NUM_QUERIES", "DIM_FEEDFORWARD", "DEC_LAYERS", "ENC_N_POINTS",
-        "DEC_N_POINTS")},
+        "DEC_N_POINTS", "ONE_TO_MANY.REPEATS", "DENOISING.NUM_QUERIES")},
+    NODE + "ONE_TO_MANY.NUM_QUERIES": (-1, 0), NODE + "DENOISING.NUM_GROUPS": (-1, 0),
     NODE + "HIDDEN_DIM": (0, 32), NODE + "NHEADS": (0, 1), NODE + "ENC_LAYERS": (-1, 0),
     **{NODE + key: (-0.01, 0.0) for key in (
         "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS", "COST_BBOX",
-        "COST_GIOU", "DROPOUT", "FOCAL_ALPHA")},
+        "COST_GIOU", "DROPOUT", "FOCAL_ALPHA", "ONE_TO_MANY.LOSS_WEIGHT",
+        "DENOISING.LABEL_NOISE", "DENOISING.BOX_NOISE")},
     "MODEL.PIXEL_STD": ([1.0, 0.0, 1.0], [1.0, 0.01, 1.0]),
     "INPUT.MIN_SIZE_TRAIN": ((800, -1), (800, 0)), "INPUT.MAX_SIZE_TRAIN": (0, 1),
     "INPUT.MIN_SIZE_TEST": (-1, 0), "INPUT.MAX_SIZE_TEST": (0, 1),

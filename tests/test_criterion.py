@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from detectron2_ddetr.modeling import HungarianMatcher, SetCriterion
 from detectron2_ddetr.modeling.criterion import mean_num_boxes
+from detectron2_ddetr.modeling.loss_task import per_box
 
 from .modeling_cases import HEADS, NUM_CLASSES, small_features, small_head, small_targets
 from .test_matcher import BOXES, LOGITS, TARGET, pair_cost, random_case
@@ -139,7 +140,8 @@ def test_more_targets_than_queries():
 def test_num_boxes(counts, expected):
     """Parity I66: the count of the batch, at least 1."""
     outputs, targets = random_case(2, counts)
-    assert mean_num_boxes(sum(counts), torch.device("cpu")).item() == expected
+    boxes = sum(counts)
+    assert per_box(mean_num_boxes(boxes, torch.device("cpu")), boxes).item() == expected
     criterion = SetCriterion(HungarianMatcher())
     whole = criterion(outputs, targets)
     criterion.batch_boxes = 10  # of a batch of which these are a part

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import FeatureProjector, HungarianMatcher, SetCriterion
-from detectron2_ddetr.modeling.head import MLP, resize_padding_mask
+from detectron2_ddetr.modeling import MLP, FeatureProjector, HungarianMatcher, SetCriterion
+from detectron2_ddetr.modeling.head import resize_padding_mask
 
 from .modeling_cases import (
     HEADS,
@@ -216,7 +216,7 @@ def test_reference_update():
     for variant in HEADS:
         head = randomise(build(variant))
         reference = torch.rand(1, NUM_QUERIES, 2, requires_grad=True)
-        boxes, following = head.update_reference(1, query, reference)
+        boxes, following = head.update_reference(1, query, query, reference)
         boxes.sum().backward()
         assert reference.grad.any()
         if head.with_box_refine:
@@ -231,7 +231,8 @@ def test_eps_of_the_reference():
     nn.init.zeros_(head.bbox_embed[1].layers[-1].bias)
     for eps in (1e-5, 1e-3):
         head.inverse_sigmoid_eps = eps
-        boxes, _ = head.update_reference(1, torch.randn(1, 1, 32), torch.zeros(1, 1, 4))
+        query = torch.randn(1, 1, 32)
+        boxes, _ = head.update_reference(1, query, query, torch.zeros(1, 1, 4))
         assert_close(boxes, torch.full((1, 1, 4), eps))
 
 

@@ -111,7 +111,7 @@ def test_modeling_imports_nothing_above_it():
 FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
-    {"config", "config_rules", "backbones", "stock_trainer", "counters"},
+    {"config", "config_rules", "query_rules", "backbones", "stock_trainer", "counters"},
     {"build", "collect_env", "inputs"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
@@ -320,13 +320,17 @@ def batch():
 
 
 def fingerprint(*opts):
-    """Shapes of the weights, kinds of the parts, losses and matching costs of one step."""
+    """Shapes of the weights, kinds of the parts, losses, gradient and matching costs of a step."""
     torch.manual_seed(0)
     model = build_model(small_cfg(*opts, "MODEL.BACKBONE.FREEZE_AT", 0))
     for parameter in model.head.parameters():  # zeros would hide what they multiply
         nn.init.normal_(parameter, std=0.1)
     torch.manual_seed(0)
-    losses = {k: round(v.item(), 4) for k, v in model(batch()).items()}
+    losses = model(batch())
+    sum(losses.values()).backward()
+    losses = {k: round(v.item(), 4) for k, v in losses.items()}
+    # Of a box head, since a gradient is all that looking forward twice changes.
+    losses["gradient"] = round(model.head.bbox_embed[0].layers[-1].bias.grad.norm().item(), 3)
     logits, boxes = torch.zeros(1, 3), torch.tensor([[0.5, 0.5, 0.2, 0.2]])
     target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.5, 0.2, 0.3]])}
     cost = model.criterion.matcher.cost(logits, boxes, target).item()
@@ -342,8 +346,27 @@ CHANGES = {
     "DROPOUT": 0.5, "ENC_N_POINTS": 3, "DEC_N_POINTS": 3, "WITH_BOX_REFINE": True,
     "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "LOSS_CE_WEIGHT": 3.0, "LOSS_BBOX_WEIGHT": 3.0,
     "LOSS_GIOU_WEIGHT": 3.0, "COST_CLASS": 3.0, "COST_BBOX": 3.0, "COST_GIOU": 3.0,
+    "MIXED_SELECTION": True, "LOOK_FORWARD_TWICE": True,
+    "ONE_TO_MANY.NUM_QUERIES": 7, "ONE_TO_MANY.REPEATS": 2, "ONE_TO_MANY.LOSS_WEIGHT": 0.5,
+    "DENOISING.ENABLED": True, "DENOISING.NUM_QUERIES": 6, "DENOISING.NUM_GROUPS": 2,
+    "DENOISING.LABEL_NOISE": 1.0, "DENOISING.BOX_NOISE": 0.4, "DENOISING.NEGATIVES": False,
+    "DENOISING.CORNER_NOISE": False, "DENOISING.INDICATOR": True,
     # fmt: on
 }
+REFINED = [NODE + "WITH_BOX_REFINE", True]
+TWO_STAGE = [*REFINED, NODE + "TWO_STAGE", True]
+DENOISED = [*TWO_STAGE, NODE + "MIXED_SELECTION", True, NODE + "DENOISING.ENABLED", True]
+#: What a key needs beside it.
+NEEDED = {
+    "TWO_STAGE": REFINED,
+    "MIXED_SELECTION": TWO_STAGE,
+    "LOOK_FORWARD_TWICE": REFINED,
+    "ONE_TO_MANY.REPEATS": [NODE + "ONE_TO_MANY.NUM_QUERIES", 7],
+    "ONE_TO_MANY.LOSS_WEIGHT": [NODE + "ONE_TO_MANY.NUM_QUERIES", 7],
+    "DENOISING.ENABLED": TWO_STAGE,
+    **{key: DENOISED for key in CHANGES if key.startswith("DENOISING.") and "ENA" not in key},
+}
+NEEDED["DENOISING.CORNER_NOISE"] = [*DENOISED, NODE + "DENOISING.NEGATIVES", False]
 
 
 def test_every_model_key_is_tried():
@@ -360,7 +383,7 @@ def default_fingerprint():
 @pytest.mark.parametrize("key", CHANGES)
 def test_changing_a_key_changes_the_model(key, default_fingerprint):
     """PEERS 7.19."""
-    needed = [NODE + "WITH_BOX_REFINE", True] if key == "TWO_STAGE" else []
+    needed = NEEDED.get(key, [])
     before = fingerprint(*needed) if needed else default_fingerprint
     assert before == (fingerprint(*needed) if key == "DROPOUT" else before)  # reproducible
     assert fingerprint(*needed, NODE + key, CHANGES[key]) != before

@@ -56,8 +56,9 @@ class FixedHead(nn.Module):
     def __init__(self, logits, boxes):
         super().__init__()
         self.logits, self.boxes = torch.tensor(logits), torch.tensor(boxes)
+        self.num_classes = self.logits.shape[-1]
 
-    def forward(self, features, padding_mask):
+    def forward(self, features, padding_mask, targets=None):
         self.padding_mask = padding_mask
         n = len(padding_mask)
         logits, boxes = (x.expand(n, -1, -1) for x in (self.logits, self.boxes))

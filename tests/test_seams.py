@@ -6,16 +6,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from detectron2_ddetr.modeling import (
-    DeformableDETRHead,
     DeformableTransformer,
     HungarianMatcher,
-    LossTask,
     QuerySet,
     SetCriterion,
     TwoStageDeformableTransformer,
     box_position_encoding,
 )
-from detectron2_ddetr.modeling.box_ops import shift_box
 
 from .modeling_cases import NUM_QUERIES, randomise, small_features, small_head, small_targets
 
@@ -41,8 +38,8 @@ class AnchorTransformer(DeformableTransformer):
     def make_query_layers(self):
         self.reference_points = nn.Linear(self.d_model, 4)  # from the position to a box
 
-    def initial_queries(self, memory, query_embed, score_tokens):
-        queries = super().initial_queries(memory, query_embed, score_tokens)
+    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
         encoded = box_position_encoding(queries.reference_points, self.d_model // 4)
         return QuerySet(queries.content, queries.query_pos + encoded, queries.reference_points)
 
@@ -54,8 +51,8 @@ class LearnedContentTransformer(TwoStageDeformableTransformer):
         super().make_query_layers()
         self.content = nn.Parameter(torch.zeros(1, NUM_QUERIES, self.d_model))
 
-    def initial_queries(self, memory, query_embed, score_tokens):
-        queries = super().initial_queries(memory, query_embed, score_tokens)
+    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
         queries.content = self.content.expand_as(queries.content)
         return queries
 
@@ -99,80 +96,44 @@ def test_second_class_loss():
     assert_close(losses["loss_ce_0"].double(), expected / 5, rtol=1e-4, atol=1e-4)
 
 
-class LookForwardTwice(DeformableDETRHead):
-    """The boxes of a layer also correct the layer before; what is looked around is detached."""
-
-    def update_reference(self, layer, query, reference_points):
-        before = reference_points if layer == 0 else self.attached
-        delta = self.bbox_embed[layer](query).float()
-        self.attached = shift_box(delta, reference_points, self.inverse_sigmoid_eps)
-        boxes = shift_box(delta, before, self.inverse_sigmoid_eps)
-        return boxes, self.attached.detach()
-
-
 def test_second_reference_update():
     """Seam S10: the same boxes, but the second layer's loss reaches the first layer's head."""
     gradients, boxes = {}, {}
-    for cls in (DeformableDETRHead, LookForwardTwice):
-        head = small_head(with_box_refine=True, cls=cls)
+    for twice in (False, True):
+        head = small_head(with_box_refine=True, parts={"look_forward_twice": twice})
         train(head)
         head.zero_grad()
         outputs = head(*small_features())
         outputs["aux_outputs"][1]["pred_boxes"].sum().backward()
-        gradients[cls], boxes[cls] = head.bbox_embed[0].layers[2].bias.grad, outputs["pred_boxes"]
-    assert gradients[DeformableDETRHead] is None
-    assert gradients[LookForwardTwice].any()
+        gradients[twice], boxes[twice] = (
+            head.bbox_embed[0].layers[2].bias.grad,
+            outputs["pred_boxes"],
+        )
+        head.zero_grad()
+        head(*small_features())["pred_boxes"].sum().backward()
+        assert head.bbox_embed[0].layers[2].bias.grad is None  # one layer back, no further
+    assert gradients[False] is None
+    assert gradients[True].any()
     assert_close(*boxes.values())
 
 
-class TwoGroupTransformer(DeformableTransformer):
-    """In training a second group of queries, which the first neither sees nor is seen by."""
+class BlindPair(DeformableTransformer):
+    """Queries of a group that a user makes: they do not see those that detect."""
 
-    extra = 14
-
-    def make_query_layers(self):
-        super().make_query_layers()
-        self.extra_embed = nn.Embedding(self.extra, 2 * self.d_model)
-
-    def initial_queries(self, memory, query_embed, score_tokens):
-        if not self.training:
-            return super().initial_queries(memory, query_embed, score_tokens)
-        both = torch.cat((query_embed, self.extra_embed.weight))
-        queries = super().initial_queries(memory, both, score_tokens)
-        group = torch.arange(len(both)) < len(query_embed)
+    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
+        group = torch.arange(NUM_QUERIES) < 3
         queries.attn_mask = group[:, None] != group
         return queries
 
 
-class TwoGroupCriterion(SetCriterion):
-    """The second group is matched with every target repeated."""
-
-    def tasks(self, outputs, targets):
-        layers = [outputs, *outputs["aux_outputs"]]
-        main, extra = (
-            [{k: layer[k][:, part] for k in ("pred_logits", "pred_boxes")} for layer in layers]
-            for part in (slice(NUM_QUERIES), slice(NUM_QUERIES, None))
-        )
-        tasks = super().tasks({**main[0], "aux_outputs": main[1:]}, targets)
-        repeated = [{k: torch.cat([v] * 3) for k, v in t.items()} for t in targets]
-        return tasks + [
-            LossTask(f"_many{task.suffix}", layer, repeated, self.matcher)
-            for task, layer in zip(tasks, extra)
-        ]
-
-
-def test_query_group():
-    """Seams S8, S13: a group with its own attention mask and its own task, absent in evaluation."""
-    transformer = TwoGroupTransformer(**SIZES)
-    head = small_head(with_box_refine=True, transformer=transformer)
-    criterion = TwoGroupCriterion(HungarianMatcher())
-    outputs, losses = train(head, criterion)
-    assert outputs["pred_boxes"].shape == (2, NUM_QUERIES + 14, 4)
-    names = [f"loss_{n}{many}{i}" for n in ("ce", "bbox", "giou") for many in ("", "_many")
-             for i in ("", "_0", "_1")]  # fmt: skip
-    assert set(losses) == set(names)
-    first = {k: outputs[k][:, :NUM_QUERIES] for k in ("pred_logits", "pred_boxes")}
-    plain = SetCriterion(HungarianMatcher())(first, small_targets())
-    assert_close({k: losses[k] for k in plain}, plain)
-    evaluated = head.eval()(*small_features())["pred_boxes"]
-    assert_close(evaluated, first["pred_boxes"], rtol=0, atol=1e-5)
+def test_attention_mask_of_a_query_source():
+    """Seam S9: a mask of the query source is kept, and hides what it says."""
+    head = randomise(small_head(transformer=BlindPair(**SIZES)), std=0.3)
+    features = small_features()
+    before = head(*features)["pred_boxes"]
+    with torch.no_grad():
+        head.query_embed.weight[3:] += 1
+    after = head(*features)["pred_boxes"]
+    assert_close(before[:, :3], after[:, :3])
+    assert (before[:, 3:] - after[:, 3:]).abs().max() > 1e-3

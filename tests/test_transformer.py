@@ -118,7 +118,8 @@ def test_encoder_loop():
     assert_close(memory.tokens, tokens, rtol=0, atol=1e-5)
     assert torch.equal(memory.padding_mask, MASK)
     assert not [m for m in transformer.encoder.children() if m is not transformer.encoder.layers]
-    assert not [m for m in transformer.decoder.children() if m is not transformer.decoder.layers]
+    decoder = transformer.decoder
+    assert not [m for m in decoder.children() if m is not decoder.layers and [*m.parameters()]]
 
 
 @pytest.mark.parametrize("numbers", [2, 4])
@@ -128,7 +129,8 @@ def test_decoder_loop(numbers):
     reference = rand(2, Q, numbers, seed=8).sigmoid()
     queries = QuerySet(rand(2, Q, C, seed=6), rand(2, Q, C, seed=7), reference)
 
-    def update(i, query, reference):
+    def update(i, query, output, reference):
+        assert output is query
         boxes = shift_box(0.3 * (i + 1) * query[..., :4], reference)
         return boxes, boxes
 
@@ -155,7 +157,7 @@ def test_groups_do_not_see_each_other():
 
     def last(content, mask):
         queries = QuerySet(content, pos, reference, mask)
-        return transformer.decoder(queries, memory, lambda i, q, r: (r, r))[0][-1]
+        return transformer.decoder(queries, memory, lambda i, q, o, r: (r, r))[0][-1]
 
     changed = content.clone()
     changed[:, 4:] += 1
@@ -176,7 +178,7 @@ def test_queries_are_alike():
     order = torch.tensor([3, 0, 5, 1, 4, 2])
 
     def last(*queries):
-        return transformer.decoder(QuerySet(*queries), memory, lambda i, q, r: (r, r))[0][-1]
+        return transformer.decoder(QuerySet(*queries), memory, lambda i, q, o, r: (r, r))[0][-1]
 
     expected = last(content, pos, reference)
     permuted = last(*(x[:, order] for x in (content, pos, reference)))
@@ -200,7 +202,7 @@ def test_padding_changes_nothing(two_stage):
     def score(tokens):
         return tokens.abs().sum(-1, keepdim=True), tokens @ bboxes
 
-    def update(i, query, reference):
+    def update(i, query, output, reference):
         boxes = shift_box(query @ bboxes, reference)
         return boxes, boxes
 

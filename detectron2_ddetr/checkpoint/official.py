@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
 from .class_names import CLASS_NAMES
 from .coco_classes import COCO_CLASSES
+from .family import LABEL_BOOK, head_name, proposes_objects
 from .files import REFINES, load_checkpoint_file, model_state_dict, save_atomically
 from .torchvision import torchvision_to_detectron2
 
@@ -33,7 +34,8 @@ COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66
 _TIED = re.compile(r"^transformer\.decoder\.((?:bbox|class)_embed\..*)$")
 # Left behind by the FLOP counter that the authors ran on their models.
 _LEFTOVER = re.compile(r"(^|\.)total_(params|ops)$")
-_CLASS_HEAD = re.compile(r"^class_embed\.(\d+)\.(weight|bias)$")
+# Tensors with a row for each class.
+_CLASS_HEAD = re.compile(rf"^(?:head\.class_embed\.(\d+)\.(?:weight|bias)|{LABEL_BOOK})$")
 
 
 def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
@@ -46,7 +48,8 @@ def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
     Raises:
         InputError: naming keys that are not of Deformable DETR.
     """
-    plan, unknown = [], []
+    keys = list(keys)
+    plan, unknown, num_layers = [], [], _num_decoder_layers(keys)
     for key in keys:
         if _LEFTOVER.search(key):
             plan.append((key, None, "leftover of a FLOP counter, dropped"))
@@ -56,13 +59,13 @@ def plan_conversion(keys: Iterable[str]) -> list[tuple[str, str | None, str]]:
             name = torchvision_to_detectron2(key.removeprefix("backbone.0.body."))
             what = "backbone" if name else "counter of a BatchNorm, dropped"
             plan.append((key, name and f"backbone.{name}", what))
-        elif re.match(r"(transformer|class_embed|bbox_embed|query_embed|input_proj)\.", key):
-            plan.append((key, f"head.{key}", key.split(".")[0]))
+        elif name := head_name(key, num_layers):
+            plan.append((key, f"head.{name}", name.split(".")[0]))
         else:
             unknown.append(key)
     if unknown or not any(name for _, name, _ in plan):
         raise InputError(
-            "not a state dict of the official Deformable DETR; "
+            "not a state dict of the official Deformable DETR or of one of its relatives; "
             f"{len(unknown)} unknown keys: {unknown[:5]}"
         )
     return plan
@@ -72,13 +75,15 @@ def convert_official_state_dict(
     state_dict: dict[str, Tensor], *, class_ids: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
     """
-    Official weights -> weights of :class:`DeformableDETR`, for all five variants.
+    Official weights -> weights of :class:`DeformableDETR`, for all five variants; those of
+    H-Deformable-DETR, DAB- and DN-Deformable-DETR and DINO by their authors likewise.
 
     Args:
         state_dict: the entry "model" of an official checkpoint.
         class_ids: the rows of the class heads to keep, in the order of the classes here; for
             COCO :data:`COCO_CATEGORY_IDS`. None keeps all 91. The head of a two-stage encoder
-            keeps its objectness row first whatever is chosen.
+            keeps its objectness row first whatever is chosen, unless it tells classes (DINO). A
+            label book follows, and keeps its last row, which is of no class.
 
     Raises:
         InputError: for what is no dict of tensors, unknown keys, copies of a tensor that differ, or
@@ -94,16 +99,19 @@ def convert_official_state_dict(
     _check_copies(state_dict)
     converted = {}
     num_decoder_layers = _num_decoder_layers(state_dict)
+    agnostic = proposes_objects(state_dict)
     for key, name, _ in plan_conversion(state_dict):
         if name is None:
             continue
         tensor = state_dict[key]
-        if class_ids is not None and (head := _CLASS_HEAD.match(key)):
+        if class_ids is not None and (head := _CLASS_HEAD.match(name)):
             rows = class_ids
-            if int(head[1]) == num_decoder_layers:  # the encoder's
+            if agnostic and head[1] == str(num_decoder_layers):  # the encoder's
                 # Its other rows were trained as pure background; any will do.
                 rows = [OBJECTNESS_CHANNEL] + [r for r in rows if r != OBJECTNESS_CHANNEL]
                 rows = rows[: len(class_ids)]
+            if name == LABEL_BOOK:
+                rows = [*rows, len(tensor) - 1]  # the last is of no class
             if max(rows) >= len(tensor):
                 raise InputError(
                     f"{key} has {len(tensor)} classes, but row {max(rows)} is asked for: choose "

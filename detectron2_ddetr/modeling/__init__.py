@@ -1,10 +1,21 @@
 """The network and its criterion in plain PyTorch; nothing here knows detectron2."""
 
+from .anchors import AnchorDecoder, AnchorTransformer
 from .box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
-from .criterion import LossTask, SetCriterion
-from .head import MLP, DeformableDETRHead, FeatureProjector
+from .criterion import SetCriterion
+from .decoder import (
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+    QuerySet,
+)
+from .denoising import Denoising, Draws
+from .dino import DINOTransformer
+from .encoder import DeformableTransformerEncoder, DeformableTransformerEncoderLayer
+from .head import DeformableDETRHead
+from .loss_task import LossTask
 from .matcher import HungarianMatcher
 from .memory import Memory
+from .mlp import MLP
 from .ms_deform_attn import MSDeformAttn, ms_deform_attn
 from .ops import flops
 from .ops.extension import HAS_CPU_KERNELS, HAS_CUDA_KERNELS
@@ -12,12 +23,7 @@ from .ops.ms_deform_attn import GRID_SAMPLE_DECOMPOSITIONS, ms_deform_attn_fused
 from .ops.ms_deform_attn_pytorch import locations_from_offsets, ms_deform_attn_grid_sample
 from .position_encoding import PositionEmbeddingSine, box_position_encoding
 from .postprocess import sigmoid_topk
-from .transformer import (
-    DeformableTransformer,
-    DeformableTransformerDecoder,
-    DeformableTransformerDecoderLayer,
-    DeformableTransformerEncoder,
-    DeformableTransformerEncoderLayer,
-    QuerySet,
-)
+from .projector import FeatureProjector
+from .query_groups import OneToMany, QueryGroup, attention_mask
+from .transformer import DeformableTransformer
 from .two_stage import TwoStageDeformableTransformer

@@ -1,8 +1,6 @@
 """The set criterion: focal, L1 and generalised IoU losses of matched predictions, all layers."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,38 +8,18 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .loss_task import LossTask, Matcher, Targets
 from .precision import at_least_float32
+from .query_groups import QueryGroup
 from .targets import check_targets
-
-Targets = list[dict[str, Tensor]]
-Indices = list[tuple[Tensor, Tensor]]
-Matcher = Callable[[dict[str, Tensor], Targets], Indices]
-
-
-@dataclass
-class LossTask:
-    """
-    One set of predictions, what they are compared with and how they are matched.
-
-    Attributes:
-        suffix: appended to the names of its losses.
-        outputs: "pred_logits" (N, Q, K), "pred_boxes" (N, Q, 4), (cx, cy, w, h) in [0, 1].
-        targets: per image "labels" (T_i,), "boxes" (T_i, 4).
-        matcher: (outputs, targets) -> per image (query_idx, target_idx).
-    """
-
-    suffix: str
-    outputs: dict[str, Tensor]
-    targets: Targets
-    matcher: Matcher
 
 
 class SetCriterion(nn.Module):
     """
     Losses of DETR with the focal loss in place of cross-entropy (Sec. 5).
 
-    A variant with more query groups overrides :meth:`tasks`, one with another class loss
-    :meth:`loss_ce`.
+    What further groups of queries learn from is said by the groups (:class:`QueryGroup`). A
+    variant with another class loss overrides :meth:`loss_ce`.
     """
 
     def __init__(
@@ -85,10 +63,20 @@ class SetCriterion(nn.Module):
         self.diagnostics: dict[str, Tensor] = {}
 
     def tasks(self, outputs: dict, targets: Targets) -> list[LossTask]:
-        """The last layer first, then the earlier ones, then the encoder, as far as present."""
-        tasks = [LossTask("", outputs, targets, self.matcher)]
-        for layer, aux in enumerate(outputs.get("aux_outputs", [])):
-            tasks.append(LossTask(f"_{layer}", aux, targets, self.matcher))
+        """
+        Of each group the last layer first, then the earlier ones; then the encoder, as far as
+        present.
+        """
+        tasks = []
+        detecting = QueryGroup(outputs["pred_logits"].shape[1])
+        for group, predictions in [(detecting, outputs), *outputs.get("train_groups", [])]:
+            aux_outputs = predictions.get("aux_outputs", [])
+            layers = {"": predictions, **{f"_{i}": aux for i, aux in enumerate(aux_outputs)}}
+            for layer, of_layer in layers.items():
+                suffix = group.suffix + layer
+                tasks.append(group.supervise(suffix, of_layer, targets, self.matcher))
+        if "interm_outputs" in outputs:
+            tasks.append(LossTask("_enc", outputs["interm_outputs"], targets, self.matcher))
         if "enc_outputs" in outputs:
             # Proposals are class-agnostic: every target is class 0, the objectness channel.
             foreground = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
@@ -104,8 +92,9 @@ class SetCriterion(nn.Module):
 
         Returns:
             dict: weighted scalars "loss_ce", "loss_bbox", "loss_giou" of the last layer, the same
-            with "_0", "_1", ... of the earlier layers and "_enc" of the encoder. Their sum is
-            the training loss.
+            with "_0", "_1", ... of the earlier layers and "_enc" of the encoder. Before these
+            numbers stands the suffix of a further group of queries, as in "loss_ce_dn_0". Their
+            sum is the training loss.
 
         Raises:
             ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
@@ -114,13 +103,14 @@ class SetCriterion(nn.Module):
         boxes = self.batch_boxes
         if boxes is None:
             boxes = sum(len(t["labels"]) for t in targets)
-        num_boxes = mean_num_boxes(boxes, outputs["pred_logits"].device)
+        mean_boxes = mean_num_boxes(boxes, outputs["pred_logits"].device)
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             for task in self.tasks(outputs, targets):
+                num_boxes = task.normalizer(mean_boxes, boxes)
                 for name, loss in self.task_losses(task, num_boxes).items():
-                    losses[name + task.suffix] = loss * self.weights[name]
+                    losses[name + task.suffix] = loss * (self.weights[name] * task.weight)
         return losses
 
     def task_losses(self, task: LossTask, num_boxes: Tensor) -> dict[str, Tensor]:
@@ -173,9 +163,9 @@ class SetCriterion(nn.Module):
 
 
 def mean_num_boxes(boxes: int, device: torch.device) -> Tensor:
-    """`boxes` of this process, averaged over all processes, at least 1; a scalar on `device`."""
+    """`boxes` of this process, averaged over all processes; a scalar on `device`."""
     num_boxes = torch.tensor(float(boxes), dtype=torch.float32, device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(num_boxes)
         num_boxes /= dist.get_world_size()
-    return num_boxes.clamp(min=1.0)
+    return num_boxes

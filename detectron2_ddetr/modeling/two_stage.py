@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from .decoder import QuerySet
 from .memory import Memory, cell_centres
 from .position_encoding import box_position_encoding
 from .precision import at_least_float32
 from .tracing import at_most
-from .transformer import DeformableTransformer, QuerySet, ScoreTokens
+from .transformer import DeformableTransformer, ScoreTokens
 
 #: The class logit that ranks proposals. The encoder is trained with every target relabelled 0,
 #: so its class head is a foreground score in channel 0; official checkpoints rely on it.
@@ -19,26 +20,44 @@ class TwoStageDeformableTransformer(DeformableTransformer):
 
     two_stage = True
 
-    def __init__(self, num_queries: int = 300, **kwargs):
+    def __init__(self, num_queries: int = 300, mixed_selection: bool = False, **kwargs):
         """
         Args:
             num_queries: Q, proposals that become queries; fewer where there are fewer tokens.
+            mixed_selection: the content of the queries is learned, as in a one-stage model; only
+                their references and positions come from proposals (DINO, Sec. 3.4).
             kwargs: of :class:`DeformableTransformer`.
         """
         super().__init__(**kwargs)
         self.num_queries = num_queries
+        self.mixed_selection = mixed_selection
+
+    def make_query_embed(self, num_queries: int, content_dim: int) -> nn.Embedding | None:
+        return nn.Embedding(num_queries, content_dim) if self.mixed_selection else None
 
     def make_query_layers(self) -> None:
         self.enc_output = nn.Linear(self.d_model, self.d_model)
         self.enc_output_norm = nn.LayerNorm(self.d_model)
+        self.make_position_layers()
+
+    def make_position_layers(self) -> None:
+        """Create the layers that positions and content of queries come from."""
         self.pos_trans = nn.Linear(self.d_model * 2, self.d_model * 2)
         self.pos_trans_norm = nn.LayerNorm(self.d_model * 2)
 
     def reset_query_layers(self) -> None:
         """Nothing: their biases keep PyTorch's default, as in the official code."""
 
+    def rank(self, class_logits: Tensor) -> Tensor:
+        """(N, S, K) -> (N, S), by which the best tokens are taken."""
+        return class_logits[..., OBJECTNESS_CHANNEL]
+
     def initial_queries(
-        self, memory: Memory, query_embed: Tensor | None, score_tokens: ScoreTokens
+        self,
+        memory: Memory,
+        query_embed: Tensor | None,
+        score_tokens: ScoreTokens,
+        num_extra: int = 0,
     ) -> QuerySet:
         proposal_logits, usable = proposals(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
@@ -47,23 +66,37 @@ class TwoStageDeformableTransformer(DeformableTransformer):
 
         # Differs from the official code: where an image has fewer tokens than queries, all of
         # them become queries, because the official top-k crashes there.
-        num_queries = at_most(self.num_queries, class_logits.shape[1])
-        top = class_logits[..., OBJECTNESS_CHANNEL].topk(num_queries, dim=1).indices
+        num_queries = at_most(self.num_queries + num_extra, class_logits.shape[1])
+        top = self.rank(class_logits).topk(num_queries, dim=1).indices
         chosen = box_logits.gather(1, top[..., None].expand(-1, -1, 4))
         # Detached: the encoder learns boxes from its own loss only.
         reference_points = chosen.detach().sigmoid()
-        encoded = box_position_encoding(reference_points, self.d_model // 2).to(tokens.dtype)
-        # Contiguous for torch.export, as in DeformableTransformer.initial_queries.
-        query_pos, content = (
-            half.contiguous()
-            for half in self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
-        )
+        if self.mixed_selection:
+            query_pos = self.query_position(reference_points)
+            content = query_embed[:num_queries].expand(len(tokens), -1, -1)
+        else:
+            query_pos, content = self.position_and_content(reference_points)
+        if not self.class_agnostic_proposals:
+            of_class = top[..., None].expand(-1, -1, class_logits.shape[2])
+            class_logits, box_logits = class_logits.gather(1, of_class), chosen
         return QuerySet(
             content,
             query_pos,
             reference_points,
             proposals={"pred_logits": class_logits, "pred_boxes": box_logits.sigmoid()},
+            selected=top,
         )
+
+    def position_and_content(self, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, Q, 4), (cx, cy, w, h) -> (N, Q, C) each (Sec. A.4)."""
+        encoded = box_position_encoding(reference_points, self.d_model // 2)
+        encoded = self.pos_trans_norm(self.pos_trans(encoded.to(self.pos_trans.weight.dtype)))
+        # Contiguous for torch.export, as in DeformableTransformer.initial_queries.
+        query_pos, content = (half.contiguous() for half in encoded.chunk(2, dim=-1))
+        return query_pos, content
+
+    def query_position(self, reference_points: Tensor) -> Tensor | None:
+        return self.position_and_content(reference_points)[0]
 
 
 def proposals(memory: Memory) -> tuple[Tensor, Tensor]:

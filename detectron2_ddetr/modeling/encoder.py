@@ -1,0 +1,82 @@
+"""The encoder: deformable self-attention of all cells of all levels (Sec. 4.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .memory import Memory, cell_centres, to_levels
+from .ms_deform_attn import MSDeformAttn
+
+
+class DeformableTransformerEncoderLayer(nn.Module):
+    """Deformable self-attention over all levels, then a feed-forward network; both post-norm."""
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.1,
+        n_levels: int = 4,
+        n_heads: int = 8,
+        n_points: int = 4,
+    ):
+        super().__init__()
+        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
+        self.dropout1 = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout2 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.dropout3 = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        src: Tensor,
+        pos_embed: Tensor,
+        level_reference_points: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        padding_mask: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            src, pos_embed: (N, S, C).
+            level_reference_points: (N, S, L, 2), (x, y) in [0, 1] of the padded level.
+            spatial_shapes: (H_l, W_l) of each level.
+            padding_mask: (N, S), True = padding.
+
+        Returns:
+            (N, S, C).
+        """
+        attended = self.self_attn(
+            src + pos_embed, level_reference_points, src, spatial_shapes, padding_mask
+        )
+        src = self.norm1(src + self.dropout1(attended))
+        hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
+        return self.norm2(src + self.dropout3(hidden))
+
+
+class DeformableTransformerEncoder(nn.Module):
+    """A stack of encoder layers; there is no final norm."""
+
+    def __init__(self, layers: list[DeformableTransformerEncoderLayer]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, memory: Memory, pos_embed: Tensor) -> Memory:
+        """
+        Args:
+            memory: the projected maps.
+            pos_embed: (N, S, C), position plus level embedding.
+        """
+        centres = cell_centres(memory.spatial_shapes, memory.valid_ratios)
+        level_reference_points = to_levels(centres, memory.valid_ratios)
+        tokens = memory.tokens
+        for layer in self.layers:
+            tokens = layer(
+                tokens,
+                pos_embed,
+                level_reference_points,
+                memory.spatial_shapes,
+                memory.padding_mask,
+            )
+        return memory.with_tokens(tokens)
