@@ -330,12 +330,17 @@ def fingerprint(*opts):
     sum(losses.values()).backward()
     losses = {k: round(v.item(), 4) for k, v in losses.items()}
     # Of a box head, since a gradient is all that looking forward twice changes.
-    losses["gradient"] = round(model.head.bbox_embed[0].layers[-1].bias.grad.norm().item(), 3)
+    gradient = round(model.head.bbox_embed[0].layers[-1].bias.grad.norm().item(), 3)
     logits, boxes = torch.zeros(1, 3), torch.tensor([[0.5, 0.5, 0.2, 0.2]])
     target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.5, 0.2, 0.3]])}
     cost = model.criterion.matcher.cost(logits, boxes, target).item()
     kinds = type(model.head.transformer).__name__, type(model.criterion).__name__
-    return {k: tuple(v.shape) for k, v in model.state_dict().items()}, kinds, losses, cost
+    return (
+        {k: tuple(v.shape) for k, v in model.state_dict().items()},
+        kinds,
+        losses,
+        (cost, gradient),
+    )
 
 
 CHANGES = {

@@ -1,0 +1,5 @@
+from .common.schedule import lr_multiplier_24ep as lr_multiplier
+from .dino_4scale_R_50_12ep import dataloader, model, optimizer, train
+
+train.max_iter = 24 * 7392
+train.output_dir = "output/dino_4scale_R_50_24ep"
