@@ -59,3 +59,14 @@ VARIANTS = {
     "refine": "deformable_detr/deformable_detr_R_50_box_refine_50ep.yaml",
     "two_stage": "deformable_detr/deformable_detr_R_50_two_stage_50ep.yaml",
 }
+#: Relatives, and Deformable DETR ++ with their switches.
+SYSTEMS = {
+    "tricks": "h_deformable_detr/deformable_detr_R_50_two_stage_tricks_12ep.yaml",
+    "h": "h_deformable_detr/h_deformable_detr_R_50_12ep.yaml",
+    "dab": "dab_deformable_detr/dab_deformable_detr_R_50_50ep.yaml",
+    "dn": "dn_deformable_detr/dn_deformable_detr_R_50_50ep.yaml",
+    "dino": "dino/dino_4scale_R_50_12ep.yaml",
+}
+FAMILY = {**VARIANTS, **SYSTEMS}
+#: Those whose best tokens become queries: rounding changes their order.
+TWO_STAGE = ("two_stage", "tricks", "h", "dino")

@@ -11,7 +11,7 @@ from detectron2_ddetr import DeformableDETR
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.modeling.activation_checkpointing import blocks_of
 
-from .conftest import VARIANTS
+from .conftest import FAMILY, SYSTEMS, VARIANTS
 from .test_meta_arch import ONE_BOX, FixedHead, TinyBackbone, build, sample
 
 PARTS = ["BACKBONE", "ENCODER", "DECODER"]
@@ -32,14 +32,17 @@ def step(model):
     return losses, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("parts", [[part] for part in PARTS] + [PARTS])
+@pytest.mark.parametrize(
+    "variant, parts",
+    [(v, parts) for v in VARIANTS for parts in [[part] for part in PARTS] + [PARTS]]
+    + [(system, PARTS) for system in SYSTEMS],
+)
 def test_nothing_changes(variant, parts):
     """To the bit, with dropout and training BatchNorm; in bfloat16 too."""
     opts = ["MODEL.DETR.DROPOUT", 0.3, "MODEL.RESNETS.NORM", "BN",
             "SOLVER.AMP.ENABLED", variant == "refine"]  # fmt: skip
-    plain, other = build(*opts, config=VARIANTS[variant]), build(
-        *opts, *on(*parts), config=VARIANTS[variant]
+    plain, other = build(*opts, config=FAMILY[variant]), build(
+        *opts, *on(*parts), config=FAMILY[variant]
     )
     assert_close(dict(other.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     for _ in range(2):  # the statistics of the first are seen by none of the second

@@ -17,7 +17,7 @@ from detectron2_ddetr.modeling import (
 )
 from detectron2_ddetr.toolbox import build_model
 
-from .conftest import VARIANTS, small_cfg
+from .conftest import FAMILY, small_cfg
 from .modeling_cases import HEADS, randomise, small_features, small_head
 from .op_cases import IMPLEMENTATIONS, NAMES, OPS, make_problem, using
 
@@ -262,7 +262,7 @@ def test_compiled_head(variant):
 @pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
 def test_compiled_model(variant):
     """From the batch of images to the predictions of all layers, as training calls it."""
-    model = build_model(small_cfg(config=VARIANTS[variant])).eval()
+    model = build_model(small_cfg(config=FAMILY[variant])).eval()
     randomise(model.head, std=0.1)
     images = [{"image": 255 * torch.rand(3, h, w)} for h, w in ((72, 104), (61, 83))]
     images = model.preprocess_image(images)
@@ -287,7 +287,7 @@ def exported(variant):
     layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
     if "single" not in variant:  # a level less is a third of the time
         layers += ["MODEL.DETR.IN_FEATURES", ["res5"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
-    model = build_model(small_cfg(*layers, config=VARIANTS[variant])).eval()
+    model = build_model(small_cfg(*layers, config=FAMILY[variant])).eval()
     randomise(model.head, std=0.1)
     whole = Outputs(model.head, model.backbone, model.in_features)
     dynamic = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC})
@@ -300,7 +300,7 @@ def exported(variant):
 BATCHES = [[(200, 151)], [(90, 130), (100, 70), (88, 77)], [(70, 66)] * 4]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_exported_model(variant):
     """One program for any batch and image size, with the operator and without it."""
     whole, program, decomposed = exported(variant)
@@ -314,7 +314,7 @@ def test_exported_model(variant):
                 assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage", "dn", "dino"])
 def test_onnx(variant, tmp_path):
     """The program without the operator runs where PyTorch is not, on any batch and image size."""
     pytest.importorskip("onnxscript", reason="torch.onnx needs onnxscript")

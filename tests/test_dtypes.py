@@ -11,7 +11,7 @@ from detectron2_ddetr.modeling import sigmoid_topk
 from detectron2_ddetr.modeling.precision import at_least_float32
 from detectron2_ddetr.toolbox import build_model
 
-from .conftest import VARIANTS, small_cfg
+from .conftest import FAMILY, TWO_STAGE, small_cfg
 from .modeling_cases import randomise
 from .test_gradients import without_gradient
 from .test_meta_arch import sample
@@ -22,7 +22,7 @@ NODE = "MODEL.DETR."
 
 def config(variant):
     opts = [NODE + "HIDDEN_DIM", 64, "MODEL.BACKBONE.FREEZE_AT", 0]
-    return small_cfg(*opts, config=VARIANTS[variant])
+    return small_cfg(*opts, config=FAMILY[variant])
 
 
 def pair(variant, dtype):
@@ -41,7 +41,7 @@ def batch():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_evaluates(variant, dtype):
     """Only the weights are rounded: boxes stay float32, and so does what is looked around."""
     model, exact = pair(variant, dtype)
@@ -53,7 +53,7 @@ def test_evaluates(variant, dtype):
     assert all(r["instances"].scores.isfinite().all() for r in results)
     assert all(len(r["instances"]) > 0 for r in results)
     eps = max(torch.finfo(dtype).eps, 1e-4)
-    if variant == "two_stage" and dtype != torch.float64:  # another order of the best tokens
+    if variant in TWO_STAGE and dtype != torch.float64:  # another order of the best tokens
         first, other = (x["pred_logits"].float().sort(1).values for x in (outputs, expected))
         assert_close(first, other, rtol=0, atol=4 * eps)
         return
@@ -67,7 +67,7 @@ def test_evaluates(variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_trains(variant, dtype):
     """Losses of at least 32 bits near those of float32, gradients of the weights, an update."""
     model, exact = (m.train() for m in pair(variant, dtype))
@@ -75,7 +75,7 @@ def test_trains(variant, dtype):
     tolerance = 1e-4 if dtype == torch.float64 else 0.05
     for name, loss in losses.items():
         assert loss.dtype == torch.promote_types(dtype, torch.float32)
-        if variant != "two_stage" or dtype == torch.float64 or name.endswith("_enc"):
+        if variant not in TWO_STAGE or dtype == torch.float64 or name.endswith("_enc"):
             assert_close(loss.float(), expected[name], rtol=tolerance, atol=tolerance)
     assert without_gradient(model, batch()) == []
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -18,7 +18,7 @@ from detectron2_ddetr.toolbox import (
     build_model,
 )
 
-from .conftest import VARIANTS, small_cfg
+from .conftest import FAMILY, TWO_STAGE, VARIANTS, small_cfg
 
 NODE = "MODEL.DETR."
 MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
@@ -247,12 +247,14 @@ def test_a_perfect_prediction_costs_nothing():
     assert losses["loss_bbox"] < 1e-5 and losses["loss_giou"] < 1e-5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_training_returns_losses_only(variant):
     """PEERS 7.7: detectron2 sums whatever the dict holds. PEERS 7.6: every layer is there."""
-    model = build(config=VARIANTS[variant])
+    model = build(config=FAMILY[variant])
     losses = model([sample(40, 60), sample(50, 30)])
-    layers = ["", "_0", "_enc"] if variant == "two_stage" else ["", "_0"]
+    layers = ["", "_0", "_enc"] if variant in TWO_STAGE else ["", "_0"]
+    layers += {"h": ["_one2many", "_one2many_0"]}.get(variant, [])
+    layers += ["_dn", "_dn_0"] if variant in ("dn", "dino") else []
     assert set(losses) == {f"loss_{term}{s}" for term in ("ce", "bbox", "giou") for s in layers}
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -318,10 +320,10 @@ def test_more_objects_than_queries():
     assert torch.stack(list(losses.values())).isfinite().all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_image_smaller_than_the_coarsest_stride(variant):
     """7 x 13 pixels: maps of one cell, fewer tokens than queries."""
-    model = build(config=VARIANTS[variant])
+    model = build(config=FAMILY[variant])
     losses = model([sample(7, 13, [(1.0, 2.0, 9.0, 6.0)])])
     assert torch.stack(list(losses.values())).isfinite().all()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.errors import InputError
 
-from .conftest import VARIANTS, small_cfg
+from .conftest import FAMILY, TWO_STAGE, small_cfg
 from .test_meta_arch import build, sample
 from .test_training import assert_same_run, last_checkpoint, run, shapes  # noqa: F401
 
@@ -23,7 +23,7 @@ def batch():
 
 def pair(variant):
     """The same model in bfloat16 and in float32."""
-    low, exact = (build(*opts, config=VARIANTS[variant]) for opts in (AMP, []))
+    low, exact = (build(*opts, config=FAMILY[variant]) for opts in (AMP, []))
     exact.load_state_dict(low.state_dict())
     return low, exact
 
@@ -42,7 +42,7 @@ def types_of_products(model, run):
     return found, result
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY)
 def test_training(variant):
     """Losses of float32 near those of float32, and gradients in the type of the weights."""
     low, exact = pair(variant)
@@ -50,7 +50,7 @@ def test_training(variant):
     assert torch.bfloat16 in found
     for name, loss in exact.train()(batch()).items():
         assert losses[name].dtype == torch.float32
-        if variant != "two_stage" or name.endswith("_enc"):  # another order of the best tokens
+        if variant not in TWO_STAGE or name.endswith("_enc"):  # another order of the best tokens
             assert_close(losses[name], loss, rtol=0.03, atol=0.03)
     assert any(not torch.equal(losses[n], x) for n, x in exact(batch()).items())
     sum(losses.values()).backward()

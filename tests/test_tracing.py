@@ -16,7 +16,7 @@ from detectron2_ddetr.modeling import MSDeformAttn, ms_deform_attn, ms_deform_at
 from detectron2_ddetr.modeling.ops import ms_deform_attn as definition
 from detectron2_ddetr.toolbox import TOOLBOX, build_model
 
-from .conftest import VARIANTS, small_cfg
+from .conftest import FAMILY, small_cfg
 from .modeling_cases import randomise
 from .op_cases import IMPLEMENTATIONS, NAMES, make_problem, needs_kernels
 
@@ -59,7 +59,7 @@ def model_of(variant):
     """All weights do something; two-stage models propose more queries than small images have."""
     torch.manual_seed(0)
     opts = ["MODEL.DETR.HIDDEN_DIM", 64, "MODEL.DETR.NUM_QUERIES", QUERIES]
-    model = build_model(small_cfg(*opts, config=VARIANTS[variant])).eval()
+    model = build_model(small_cfg(*opts, config=FAMILY[variant])).eval()
     randomise(model.head, std=0.1)
     return Detections(model).requires_grad_(False)
 
@@ -77,7 +77,7 @@ def calls(program, name=OPERATOR):
 @pytest.mark.parametrize(
     ("variant", "implementation"),
     [
-        *(pytest.param(variant, "compiled", marks=needs_kernels) for variant in VARIANTS),
+        *(pytest.param(variant, "compiled", marks=needs_kernels) for variant in FAMILY),
         ("two_stage", "pytorch"),
     ],
 )
