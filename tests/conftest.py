@@ -70,3 +70,14 @@ SYSTEMS = {
 FAMILY = {**VARIANTS, **SYSTEMS}
 #: Those whose best tokens become queries: rounding changes their order.
 TWO_STAGE = ("two_stage", "tricks", "h", "dino")
+
+
+def not_ranked(variant, loss):
+    """Whether a loss is of no queries that are chosen and ordered by what can be rounded."""
+    return variant not in TWO_STAGE or (loss.endswith("_enc") and variant != "dino")
+
+
+def seeded(model, batch):
+    """What a model makes of a batch, with the same random numbers each time."""
+    torch.manual_seed(0)
+    return model(batch)

@@ -11,7 +11,7 @@ from detectron2_ddetr.modeling import sigmoid_topk
 from detectron2_ddetr.modeling.precision import at_least_float32
 from detectron2_ddetr.toolbox import build_model
 
-from .conftest import FAMILY, TWO_STAGE, small_cfg
+from .conftest import FAMILY, TWO_STAGE, not_ranked, seeded, small_cfg
 from .modeling_cases import randomise
 from .test_gradients import without_gradient
 from .test_meta_arch import sample
@@ -57,7 +57,7 @@ def test_evaluates(variant, dtype):
         first, other = (x["pred_logits"].float().sort(1).values for x in (outputs, expected))
         assert_close(first, other, rtol=0, atol=4 * eps)
         return
-    for key, tolerance in (("pred_logits", eps), ("pred_boxes", max(eps / 8, 1e-4))):
+    for key, tolerance in (("pred_logits", 2 * eps), ("pred_boxes", max(eps / 8, 1e-4))):
         assert_close(outputs[key].double(), expected[key].double(), rtol=0, atol=tolerance)
     if dtype == torch.float64:
         with torch.no_grad():
@@ -71,11 +71,11 @@ def test_evaluates(variant, dtype):
 def test_trains(variant, dtype):
     """Losses of at least 32 bits near those of float32, gradients of the weights, an update."""
     model, exact = (m.train() for m in pair(variant, dtype))
-    losses, expected = model(batch()), exact(batch())
+    losses, expected = (seeded(m, batch()) for m in (model, exact))
     tolerance = 1e-4 if dtype == torch.float64 else 0.05
     for name, loss in losses.items():
         assert loss.dtype == torch.promote_types(dtype, torch.float32)
-        if variant not in TWO_STAGE or dtype == torch.float64 or name.endswith("_enc"):
+        if dtype == torch.float64 or not_ranked(variant, name):
             assert_close(loss.float(), expected[name], rtol=tolerance, atol=tolerance)
     assert without_gradient(model, batch()) == []
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -87,7 +87,7 @@ class AnchorTransformer(DeformableTransformer):
     ) -> QuerySet:
         anchors = self.refpoint_embed.weight[: len(query_embed)]
         content, reference_points = (
-            x[None].expand(len(memory.tokens), -1, -1)
+            x[None].expand(memory.tokens.shape[0], -1, -1)
             for x in (query_embed, at_least_float32(anchors).sigmoid())
         )
         return QuerySet(content, None, reference_points)

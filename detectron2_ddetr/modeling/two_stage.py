@@ -73,7 +73,7 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         reference_points = chosen.detach().sigmoid()
         if self.mixed_selection:
             query_pos = self.query_position(reference_points)
-            content = query_embed[:num_queries].expand(len(tokens), -1, -1)
+            content = query_embed[:num_queries].expand(tokens.shape[0], -1, -1)
         else:
             query_pos, content = self.position_and_content(reference_points)
         if not self.class_agnostic_proposals:
