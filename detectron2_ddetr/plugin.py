@@ -21,6 +21,7 @@ from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer
 from .engine.trainer import Trainer
 from .meta_arch import DeformableDETR
+from .modeling import capture
 
 __all__ = [
     "Checkpointer",
@@ -34,6 +35,7 @@ __all__ = [
     "build_optimizer",
     "build_train_loader",
     "build_transformer",
+    "capture",
     "check_coco_json",
     "check_datasets",
     "convert_official_state_dict",

@@ -1,6 +1,7 @@
 """The network and its criterion in plain PyTorch; nothing here knows detectron2."""
 
 from .box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
+from .capture import Capture, DeformableAttention, capture
 from .criterion import LossTask, SetCriterion
 from .head import MLP, DeformableDETRHead, FeatureProjector
 from .matcher import HungarianMatcher
