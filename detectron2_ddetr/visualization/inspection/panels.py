@@ -86,6 +86,7 @@ def picture(
     icons: Sequence[tuple[np.ndarray, str]] = (),
     notes: Sequence[str] = (),
     columns: int = 2,
+    least: int = MIN_WIDTH,
 ) -> np.ndarray:
     """
     Args:
@@ -94,12 +95,13 @@ def picture(
         icons: (h, w, 4) RGBA and what each means.
         notes: sentences below the title.
         columns: at most so many panels beside each other.
+        least: width that panels have at least, px.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     columns = min(columns, len(panels))
-    width = max(MIN_WIDTH, max(panel.image.shape[1] for panel in panels))
+    width = max(least, max(panel.image.shape[1] for panel in panels))
     rows = [_row(panels[i : i + columns], columns, width) for i in range(0, len(panels), columns)]
     whole = rows[0].shape[1]
     above = [text_lines(title, whole, FONT + 4), *(text_lines(n, whole, FONT) for n in notes)]
@@ -141,3 +143,16 @@ def colored(share: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1] -> (H, W, 3) uint8 RGB, from dark violet to yellow."""
     levels = np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+def color_bar() -> np.ndarray:
+    """An icon of all colours of :func:`colored`, from low to high."""
+    bar = np.full((FONT, 5 * FONT, 4), 255, dtype=np.uint8)
+    bar[..., :3] = colored(np.tile(np.linspace(0, 1, 5 * FONT), (FONT, 1)))
+    return bar
+
+
+def share_color(value: float, low: float, high: float) -> tuple[int, int, int]:
+    """(r, g, b) of :func:`colored`, of a value between `low` and `high`."""
+    share = (value - low) / max(high - low, 1e-12)
+    return tuple(int(v) for v in colored(np.array([[share]]))[0, 0])

@@ -5,7 +5,7 @@ import numpy as np
 from ...modeling import box_cxcywh_to_xyxy
 from ...modeling.two_stage import OBJECTNESS_CHANNEL
 from .ink import dot, level_color, outline
-from .panels import FONT, Panel, colored, picture, sheet_of
+from .panels import Panel, color_bar, picture, share_color, sheet_of
 from .sampling_points import level_icons
 from .view import View
 
@@ -36,7 +36,8 @@ def proposals(view: View) -> np.ndarray:
         dot(all_of_them.pixels, all_of_them.at((box[:2] + box[2:]) / 2), 5, level_color(int(level)))
     shown = range(min(NUM_BOXES, len(boxes)))
     for k in reversed(shown):
-        outline(best.pixels, best.at(boxes[k]), score_color(objectness[k], objectness), 2)
+        color = share_color(float(objectness[k]), ends[1], ends[0])
+        outline(best.pixels, best.at(boxes[k]), color, 2)
     counts = np.bincount(levels, minlength=len(view.shapes))
     said = ", ".join(f"{count} of level {level}" for level, count in enumerate(counts))
     panels = [
@@ -44,7 +45,7 @@ def proposals(view: View) -> np.ndarray:
         Panel(f"the boxes of the {len(shown)} best", best.pixels),
     ]
     icons = level_icons(view)
-    icons.append((_bar(), f"score, from {ends[1]:.2f} to {ends[0]:.2f}"))
+    icons.append((color_bar(), f"score, from {ends[1]:.2f} to {ends[0]:.2f}"))
     return picture("The proposals of the encoder", panels, icons)
 
 
@@ -64,16 +65,3 @@ def chosen(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ends = np.cumsum([height * width for height, width in view.shapes])
     levels = np.searchsorted(ends, best.indices.cpu().numpy(), side="right")
     return best.values.sigmoid().cpu().numpy(), view.to_pixels(boxes), levels
-
-
-def score_color(score: float, scores: np.ndarray) -> tuple[int, int, int]:
-    """(r, g, b): from dark for the lowest of `scores` to yellow for the highest."""
-    share = (score - scores.min()) / max(float(scores.max() - scores.min()), 1e-12)
-    return tuple(int(v) for v in colored(np.array([[share]]))[0, 0])
-
-
-def _bar() -> np.ndarray:
-    """An icon of all colours."""
-    bar = np.full((FONT, 5 * FONT, 4), 255, dtype=np.uint8)
-    bar[..., :3] = colored(np.tile(np.linspace(0, 1, 5 * FONT), (FONT, 1)))
-    return bar
