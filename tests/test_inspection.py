@@ -56,7 +56,8 @@ def test_points_lie_where_the_padded_level_was_read(index, kind, query):
     xy = points.xy.reshape(*shape, 2)
     np.testing.assert_array_equal(points.levels.reshape(shape)[0, :, 0], range(4))
     weights = record.attention_weights[index, query]
-    assert_close(torch.from_numpy(points.weights).float(), weights.flatten())
+    assert_close(torch.from_numpy(points.weights).float(), weights.flatten() / 4)  # heads
+    assert points.weights.sum() == pytest.approx(1.0, rel=1e-5)
     moved = []
     for level, stride in enumerate(STRIDES):
         height, width = view.shapes[level]

@@ -16,7 +16,7 @@ class Points(NamedTuple):
 
     Attributes:
         xy: (K, 2), px of the image; outside of it nothing is read.
-        weights: (K,), their sum is 1.
+        weights: (K,), their sum is 1: each head has an equal share.
         levels: (K,) int.
         reference: (2,), (x, y), or (4,), (cx, cy, w, h), px.
     """
@@ -65,11 +65,11 @@ class View(NamedTuple):
         record = self.captured.attention[kind, layer]
         # One query of all images, which the valid parts of the levels belong to.
         locations = self.captured.in_image(record.sampling_locations[:, query])[self.index]
-        weights = _numpy(record.attention_weights[self.index, query])  # (M, L, P)
+        weights = _numpy(record.attention_weights[self.index, query])  # (M, L, P), M in all
         levels = np.broadcast_to(np.arange(weights.shape[1])[:, None], weights.shape)
         return Points(
             self.to_pixels(locations).reshape(-1, 2),
-            weights.ravel(),
+            weights.ravel() / len(weights),
             levels.ravel(),
             self.reference(kind, layer, query),
         )
