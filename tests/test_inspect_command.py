@@ -1,7 +1,6 @@
 """`ddetr inspect`: what it writes of which images, and what it refuses."""
 
 import json
-import logging
 import re
 
 import cv2
@@ -12,11 +11,12 @@ from PIL import Image
 
 from detectron2_ddetr import cli
 from detectron2_ddetr.errors import InputError
-from detectron2_ddetr.toolbox import build_model, setup_logger
+from detectron2_ddetr.toolbox import build_model
 from detectron2_ddetr.visualization.inspection.choice import choose
 from detectron2_ddetr.visualization.inspection.truth import Truth
 
 from .conftest import DATA, ROOT, VARIANTS, small_cfg
+from .test_cli import loggers  # noqa: F401  (a fixture)
 from .test_inspection import view_of
 
 JSON = str(DATA / "annotations" / "instances_val.json")
@@ -37,16 +37,6 @@ def write_run(folder, variant):
     (folder / "last_checkpoint").write_text("model_final.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def loggers():
-    """The handlers of a command keep the output of their test."""
-    yield
-    setup_logger.cache_clear()
-    logger = logging.getLogger("detectron2_ddetr")
-    logger.handlers.clear()
-    logger.propagate = True
 
 
 @pytest.fixture(scope="module")

@@ -140,8 +140,9 @@ def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[Removab
     yield head.register_forward_hook(remember_outputs)
     for kind in KINDS:
         for number, layer in enumerate(getattr(head.transformer, kind).layers):
-            attention = layer.self_attn if kind == "encoder" else layer.cross_attn
-            yield from _watch_attention(attention, (kind, number), captured)
+            for module in layer.modules():
+                if isinstance(module, MSDeformAttn):  # one in each
+                    yield from _watch_attention(module, (kind, number), captured)
 
 
 def _watch_attention(
@@ -179,9 +180,11 @@ def _watch_attention(
 
 
 def _detached(value):
-    """Of nested dicts and lists of tensors."""
+    """The tensors in nested dicts, lists and tuples; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach()
     if isinstance(value, dict):
         return {key: _detached(x) for key, x in value.items()}
-    if isinstance(value, list):
-        return [_detached(x) for x in value]
-    return value.detach()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_detached(x) for x in value)
+    return value

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from ...toolbox import ImageList
-from .ink import GREEN, icon, outline
+from .ink import GREEN, box_icon, outline
 from .panels import FONT, Panel, color_bar, heat, picture, sheet_of
 from .view import View
 
@@ -41,7 +41,7 @@ def gradient_maps(view: View, query: int, norms: np.ndarray) -> np.ndarray:
             f"norm of the gradient, a mean of {AVERAGED} x {AVERAGED} px, from 0 to the largest",
         )
     ]
-    icons.append((icon(FONT, lambda c: outline(c, (3, 3, 18, 13), GREEN, 2)), "predicted box"))
+    icons.append((box_icon(FONT, GREEN), "predicted box"))
     return picture(f"Which pixels query {query} depends on: {said}", panels, icons)
 
 

@@ -81,17 +81,29 @@ def arrow(
         cv2.arrowedLine(canvas, *ends, c, t, cv2.LINE_AA, _SHIFT, tip)
 
 
-def icon(size: int, draw: Callable[[np.ndarray], None], aspect: float = 1.3) -> np.ndarray:
-    """(size, aspect * size, 4) uint8 RGBA: what `draw` puts on grey, for a legend."""
-    canvas = np.full((size, round(aspect * size), 4), 255, dtype=np.uint8)
-    patch = np.full((*canvas.shape[:2], 3), 255, dtype=np.uint8)
+def icon(size: int, draw: Callable[[np.ndarray], None]) -> np.ndarray:
+    """(size, W, 4) uint8 RGBA: what `draw` puts on white, for a legend; see :func:`icon_legend`."""
+    patch = np.full((size, round(1.3 * size), 3), 255, dtype=np.uint8)
     draw(patch)
-    canvas[..., :3] = patch
-    return canvas
+    return np.dstack((patch, np.full(patch.shape[:2], 255, dtype=np.uint8)))
+
+
+def dot_icon(size: int, color: Color, radius: float = 6) -> np.ndarray:
+    """As :func:`dot` draws it."""
+    return icon(size, lambda patch: dot(patch, (0.65 * size, size / 2), radius, color))
+
+
+def cross_icon(size: int) -> np.ndarray:
+    """As :func:`cross` draws it."""
+    return icon(size, lambda patch: cross(patch, (0.65 * size, size / 2), 6))
+
+
+def box_icon(size: int, color: Color, thickness: int = 2, edge: bool = True) -> np.ndarray:
+    """As :func:`outline` draws it."""
+    box = (3, 3, 1.3 * size - 3, size - 3)
+    return icon(size, lambda patch: outline(patch, box, color, thickness, edge))
 
 
 def swatch(size: int, color: Color) -> np.ndarray:
     """A square of one colour."""
-    canvas = np.full((size, size, 4), 255, dtype=np.uint8)
-    canvas[..., :3] = color
-    return canvas
+    return np.full((size, size, 4), (*color, 255), dtype=np.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...modeling import HungarianMatcher, box_cxcywh_to_xyxy
 from ..drawing import class_color, class_name, draw_boxes
 from ..text import line_height, shortened, text_width, write
-from .ink import DARK, WHITE, icon, outline
+from .ink import DARK, WHITE, box_icon, outline
 from .panels import FONT, Panel, color_bar, colored, picture, sheet_of
 from .view import View
 
@@ -72,13 +72,13 @@ def matching(view: View, matched: Matched) -> np.ndarray:
         "The matching of queries and ground truth, in the last layer of the decoder",
         panels,
         [
-            (icon(FONT, lambda c: outline(c, (3, 3, 18, 13), class_color(0), 3)), "ground truth"),
+            (box_icon(FONT, class_color(0), 3), "ground truth"),
             (
-                icon(FONT, lambda c: outline(c, (3, 3, 18, 13), class_color(0), 1, False)),
+                box_icon(FONT, class_color(0), 1, edge=False),
                 "its prediction",
             ),
             (color_bar(), "cost, from high to low"),
-            (icon(FONT, lambda c: outline(c, (3, 2, 17, 14), WHITE, 2)), "chosen"),
+            (box_icon(FONT, WHITE), "chosen"),
         ],
         columns=1,
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..drawing import MARGIN, text_lines
+from ..drawing import resized, side_by_side, text_lines
 from ..marks import icon_legend
 
 FONT = 16  # of captions and of the legend, px
@@ -25,8 +25,7 @@ class Panel(NamedTuple):
 
 class Sheet(NamedTuple):
     """
-    An enlarged image, or part of one, to draw on: lines and text are as sharp on a small image as
-    on a large one.
+    An enlarged image, or part of one, to draw on.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
@@ -54,11 +53,9 @@ def sheet_of(
         window: (x1, y1, x2, y2) of the part to show, px.
     """
     x1, y1, x2, y2 = window or (0, 0, image.shape[1], image.shape[0])
-    part = np.ascontiguousarray(image[y1:y2, x1:x2])
-    scale = (ALONE if num_panels == 1 else BESIDE) / max(part.shape[:2])
-    shape = [max(1, round(scale * side)) for side in part.shape[1::-1]]  # width first
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return Sheet(cv2.resize(part, shape, interpolation=interpolation), (x1, y1), scale)
+    side = ALONE if num_panels == 1 else BESIDE
+    pixels, scale = resized(image[y1:y2, x1:x2], side)
+    return Sheet(pixels, (x1, y1), scale)
 
 
 def window_around(places: np.ndarray, shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -113,13 +110,13 @@ def picture(
 def _row(panels: Sequence[Panel], columns: int, width: int) -> np.ndarray:
     captions = [text_lines(panel.caption, width, FONT, left=0) for panel in panels]
     top = max(caption.shape[0] for caption in captions)
-    height = top + max(panel.image.shape[0] for panel in panels) + MARGIN
-    row = np.full((height, columns * (width + MARGIN) + MARGIN, 3), 255, dtype=np.uint8)
-    for number, (caption, panel) in enumerate(zip(captions, panels)):
-        left = MARGIN + number * (width + MARGIN)
-        row[: caption.shape[0], left : left + width] = caption
-        row[top : top + panel.image.shape[0], left : left + panel.image.shape[1]] = panel.image
-    return row
+    cells = []
+    for caption, panel in zip(captions, panels):
+        cell = np.full((top + panel.image.shape[0], width, 3), 255, dtype=np.uint8)
+        cell[: caption.shape[0]] = caption
+        cell[top:, : panel.image.shape[1]] = panel.image
+        cells.append(cell)
+    return side_by_side(cells, columns, width)
 
 
 def heat(image: np.ndarray, values: np.ndarray) -> np.ndarray:

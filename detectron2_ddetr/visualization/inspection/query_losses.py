@@ -6,7 +6,6 @@ import numpy as np
 from torch import Tensor
 
 from ...modeling import SetCriterion
-from ...modeling.criterion import mean_num_boxes
 from ..drawing import class_color, class_name, draw_boxes
 from ..text import line_height, write
 from .ink import DARK, Color, swatch
@@ -34,7 +33,7 @@ def losses_of_queries(
     outputs = {key: view.captured.outputs[key] for key in ("pred_logits", "pred_boxes")}
     logits, boxes = (x[view.index].float() for x in outputs.values())
     labels, targets = matched.target["labels"], matched.target["boxes"].to(boxes.dtype)
-    num_boxes = mean_num_boxes(len(labels), logits.device)
+    num_boxes = logits.new_tensor(float(max(1, len(labels))))
     found = dict(matched.pairs)
     zero = logits.new_zeros(1, dtype=labels.dtype)
     losses = {name: np.zeros(len(logits)) for name in criterion.weights}

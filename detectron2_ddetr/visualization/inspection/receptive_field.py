@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ink import cross, dot, icon, level_color
+from .ink import cross, cross_icon, dot, level_color
 from .panels import FONT, Panel, picture, sheet_of
 from .sampling_points import AREA, MAX_RADIUS, MIN_RADIUS, level_icons
 from .view import View
@@ -52,9 +52,7 @@ def receptive_field(view: View, pixel: tuple[float, float], level: int = 0) -> n
     title = (
         f"What reaches the pixel ({pixel[0]:.0f}, {pixel[1]:.0f}) through the encoder's attention"
     )
-    icons = [*level_icons(view), (icon(FONT, lambda c: cross(c, (10, 8), 6)), "the cell")]
-    icons.append((np.zeros((FONT, 0, 4), dtype=np.uint8), AREA))
-    return picture(title, panels, icons)
+    return picture(title, panels, [*level_icons(view), (cross_icon(FONT), "the cell"), AREA])
 
 
 def spread(view: View, layer: int, cells: Tensor) -> Tensor:

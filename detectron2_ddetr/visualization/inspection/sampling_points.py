@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .ink import GREEN, WHITE, cross, dot, icon, level_color, outline
+from .ink import GREEN, WHITE, box_icon, cross, cross_icon, dot, dot_icon, level_color, outline
 from .panels import FONT, Panel, Sheet, picture, sheet_of, window_around
 from .view import Points, View
 
@@ -12,7 +12,8 @@ from .view import Points, View
 MAX_RADIUS = 9.0
 MIN_RADIUS = 1.5
 
-AREA = "area: attention weight"
+#: An entry of a legend that has no icon.
+AREA = np.zeros((FONT, 0, 4), dtype=np.uint8), "area: attention weight"
 
 
 def encoder_points(
@@ -37,8 +38,8 @@ def encoder_points(
         draw_points(sheet, points)
         panels.append(Panel(f"encoder layer {layer}: {said_of(points, view)}", sheet.pixels))
     title = f"What the encoder reads for the pixel ({pixel[0]:.0f}, {pixel[1]:.0f})"
-    icons = [*level_icons(view), (icon(FONT, _cross_icon), f"its cell of level {level}")]
-    return picture(title, panels, [*icons, (_nothing(), AREA)])
+    icons = [*level_icons(view), (cross_icon(FONT), f"its cell of level {level}"), AREA]
+    return picture(title, panels, icons)
 
 
 def decoder_points(view: View, query: int, layers: Sequence[int]) -> np.ndarray:
@@ -75,11 +76,11 @@ def decoder_points(view: View, query: int, layers: Sequence[int]) -> np.ndarray:
         panels.append(panel(layer, f"layer {layer}, near by: {said}", window))
     title = f"What query {query} of the decoder reads: "
     title += view.say(view.detection_of(query, layers[-1]))
-    icons = [*level_icons(view), (icon(FONT, _cross_icon), "reference")]
+    icons = [*level_icons(view), (cross_icon(FONT), "reference")]
     if len(points[layers[-1]].reference) == 4:
-        icons.append((icon(FONT, lambda c: outline(c, (3, 3, 18, 13), WHITE, 1)), "reference box"))
-    icons.append((icon(FONT, lambda c: outline(c, (3, 3, 18, 13), GREEN, 2)), "predicted box"))
-    return picture(title, panels, [*icons, (_nothing(), AREA)])
+        icons.append((box_icon(FONT, WHITE, 1), "reference box"))
+    icons.append((box_icon(FONT, GREEN), "predicted box"))
+    return picture(title, panels, [*icons, AREA])
 
 
 def near(points: Points, share: float = 0.9) -> np.ndarray:
@@ -114,16 +115,8 @@ def level_icons(view: View) -> list[tuple[np.ndarray, str]]:
     """The colours of the levels, for a legend."""
     return [
         (
-            icon(FONT, lambda c, level=level: dot(c, (10, 8), 6, level_color(level)), 1.25),
+            dot_icon(FONT, level_color(level)),
             f"level {level} ({width} x {height})",
         )
         for level, (height, width) in enumerate(view.shapes)
     ]
-
-
-def _cross_icon(canvas: np.ndarray) -> None:
-    cross(canvas, (10, 8), 6)
-
-
-def _nothing() -> np.ndarray:
-    return np.zeros((FONT, 0, 4), dtype=np.uint8)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .ink import GREEN, WHITE, arrow, dot, icon, layer_color, outline, swatch
+from .ink import GREEN, WHITE, arrow, box_icon, dot, dot_icon, layer_color, outline, swatch
 from .panels import FONT, Panel, Sheet, picture, sheet_of, window_around
 from .view import View
 
@@ -49,12 +49,12 @@ def trajectory(view: View, queries: Sequence[int]) -> np.ndarray:
         Panel(f"the centres of {len(queries)} queries, with their last boxes", whole.pixels),
         Panel(f"query {query}, near by: {said}", close.pixels),
     ]
-    icons = [(icon(FONT, lambda c: dot(c, (10, 8), 4, WHITE)), "first reference")]
+    icons = [(dot_icon(FONT, WHITE, 4), "first reference")]
     icons += [
         (swatch(FONT, layer_color(layer, num_layers)), f"layer {layer}")
         for layer in range(num_layers)
     ]
-    icons.append((icon(FONT, lambda c: outline(c, (3, 3, 18, 13), GREEN, 1, False)), "last box"))
+    icons.append((box_icon(FONT, GREEN, 1, edge=False), "last box"))
     return picture("From the reference to the box, layer by layer", panels, icons)
 
 
