@@ -139,6 +139,11 @@ def test_a_window_shows_what_it_is_for():
             assert 0 <= x1 < x2 <= 640 and 0 <= y1 < y2 <= 480
             assert abs((x2 - x1) / (y2 - y1) - 640 / 480) < 0.05
             assert (places >= (x1 - 1, y1 - 1)).all() and (places <= (x2 + 1, y2 + 1)).all()
+    for shape in ((1, 1), (3, 2), (5, 900)):
+        for _ in range(30):
+            x1, y1, x2, y2 = window_around(rng.random((2, 2)) * shape[::-1], shape)
+            assert 0 <= x1 < x2 <= shape[1] and 0 <= y1 < y2 <= shape[0]
+    shape = (480, 640, 3)
     assert window_around(np.array([(-90.0, 10.0), (900.0, 20.0)]), shape) == (0, 0, 640, 480)
     sheet = sheet_of(np.zeros(shape, np.uint8), 2, (100, 60, 260, 180))
     np.testing.assert_allclose(sheet.at(np.array([100, 60, 260, 180])), [0, 0, 600, 450])

@@ -154,7 +154,7 @@ def test_encodings_are_those_of_the_model():
     assert alike[0, 7] == pytest.approx(cell, rel=1e-5)
     # A lower temperature tells cells better apart.
     assert likeness(encoding_of(embedding, (5, 8), 2.0)).mean() < alike.mean()
-    for shape in ((5, 8), (9, 3), (1, 1)):
+    for shape in ((5, 8), (9, 3), (1, 1), (50, 1)):
         assert is_picture(position_encodings(embedding, shape))
 
 

@@ -66,14 +66,14 @@ def window_around(places: np.ndarray, shape: Sequence[int]) -> tuple[int, int, i
 
     Returns:
         (x1, y1, x2, y2) px: the part of the image around all of `places` with some room, of the
-        aspect of the image and at least a sixth of its sides.
+        aspect of the image and at least a sixth of its sides, and a pixel.
     """
     size = np.array(shape[1::-1], dtype=np.float64)  # width first
     low, high = (np.clip(v, 0, size) for v in (places.min(0), places.max(0)))
-    share = min(1.0, max(1 / 6, 1.3 * float(((high - low) / size).max())))
+    share = min(1.0, max(1 / 6, 1 / size.min(), 1.3 * float(((high - low) / size).max())))
     half = share * size / 2
     middle = np.clip((low + high) / 2, half, size - half)
-    corners = np.round((middle - half, middle + half)).astype(int)
+    corners = np.floor(np.array((middle - half, middle + half)) + 0.5).astype(int)
     return tuple(corners.ravel().tolist())
 
 

@@ -9,7 +9,7 @@ from .panels import Panel, color_bar, colored, picture
 
 #: Another temperature to compare with: that of DAB-DETR and DINO.
 OTHER = 20.0
-WIDTH = 560  # px of a panel
+WIDTH, HEIGHT = 560, 340  # px of a panel
 
 
 def position_encodings(embedding: PositionEmbeddingSine, shape: tuple[int, int]) -> np.ndarray:
@@ -44,10 +44,10 @@ def position_encodings(embedding: PositionEmbeddingSine, shape: tuple[int, int])
     }
     low = min(float(values.min()) for values in alike.values())
     for temperature, values in alike.items():
-        drawn = _map(values, low, square=True)
-        size = WIDTH / width
-        x, y = width // 2 * size, height // 2 * size
-        outline(drawn, (x, y, x + size, y + size), WHITE, 1)
+        cell = WIDTH / max(shape)
+        drawn = _map(values, low, (max(1, round(width * cell)), max(1, round(height * cell))))
+        x, y = width // 2 * cell, height // 2 * cell
+        outline(drawn, (x, y, x + cell, y + cell), WHITE, 1)
         panels.append(
             Panel(f"likeness to the cell in the middle, temperature {temperature:g}", drawn)
         )
@@ -77,10 +77,9 @@ def likeness(encoded: np.ndarray) -> np.ndarray:
     return np.einsum("chw,c->hw", encoded, middle) / float(middle @ middle)
 
 
-def _map(values: np.ndarray, low: float, square: bool = False) -> np.ndarray:
-    """(H, WIDTH, 3) uint8: a rectangle, or square, for each value from `low` to 1."""
+def _map(values: np.ndarray, low: float, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """A picture of `size`, (width, height) px: a rectangle for each value from `low` to 1."""
     share = (values - low) / max(1 - low, 1e-12)
-    tall = round(WIDTH * (values.shape[0] / values.shape[1] if square else 0.6))
-    across = np.arange(WIDTH) * values.shape[1] // WIDTH
-    down = np.arange(tall) * values.shape[0] // tall
+    across = np.arange(size[0]) * values.shape[1] // size[0]
+    down = np.arange(size[1]) * values.shape[0] // size[1]
     return np.ascontiguousarray(colored(share)[np.ix_(down, across)])

@@ -46,7 +46,9 @@ def trajectory(view: View, queries: Sequence[int]) -> np.ndarray:
 
     said = view.say(view.detection_of(query, num_layers - 1))
     panels = [
-        Panel(f"the centres of {len(queries)} queries, with their last boxes", whole.pixels),
+        Panel(
+            f"the centres of the detections ({len(queries)}), with their last boxes", whole.pixels
+        ),
         Panel(f"query {query}, near by: {said}", close.pixels),
     ]
     icons = [(dot_icon(FONT, WHITE, 4), "first reference")]
