@@ -170,6 +170,14 @@ def test_spread_is_the_transposed_attention():
     assert (expected > 0).sum() > 20
 
 
+def test_nothing_reaches_a_cell_that_reads_outside():
+    view = view_of()
+    for layer in (0, 1):
+        view.captured.attention["encoder", layer].sampling_locations.fill_(5.0)
+    assert not spread(view, 1, torch.ones(sum(h * w for h, w in view.shapes)).double()).any()
+    assert is_picture(receptive_field(view, (3, 3)))
+
+
 def test_the_way_of_a_query_ends_at_its_box():
     view = view_of()
     boxes = np.stack([view.boxes(layer)[5] for layer in range(3)])

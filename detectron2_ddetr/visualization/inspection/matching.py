@@ -73,10 +73,7 @@ def matching(view: View, matched: Matched) -> np.ndarray:
         panels,
         [
             (box_icon(FONT, class_color(0), 3), "ground truth"),
-            (
-                box_icon(FONT, class_color(0), 1, edge=False),
-                "its prediction",
-            ),
+            (box_icon(FONT, class_color(0), 1, edge=False), "its prediction"),
             (color_bar(), "cost, from high to low"),
             (box_icon(FONT, WHITE), "chosen"),
         ],

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...modeling import SetCriterion
 from ..drawing import class_color, class_name, draw_boxes
-from ..text import line_height, write
+from ..text import line_height, shortened, write
 from .ink import DARK, Color, swatch
 from .matching import Matched
 from .panels import FONT, Panel, picture, sheet_of
@@ -104,7 +104,7 @@ def _bars(names: Sequence[str], terms: dict[str, np.ndarray]) -> np.ndarray:
     for row, name in enumerate(names):
         line = canvas[row * ROW : (row + 1) * ROW]
         line[6:-6, :12] = class_color(row)
-        write(line[:, : NAME - 6], name, 18, top, FONT - 3, DARK)
+        write(line, shortened(name, FONT - 3, NAME - 24), 18, top, FONT - 3, DARK)
         ends = np.round(np.cumsum([0.0, *(term[row] for term in terms.values())]) / per_px)
         for i, (start, end) in enumerate(zip(ends, ends[1:])):
             line[4:-4, NAME + int(start) : NAME + int(end)] = TERMS[min(i, 3)]

@@ -38,17 +38,16 @@ def receptive_field(view: View, pixel: tuple[float, float], level: int = 0) -> n
         sheet = sheet_of(view.image, num_layers)
         weights = cells.numpy()
         order = np.argsort(-weights, kind="stable")
-        count = int((weights[order].cumsum() < SHOWN * weights.sum()).sum()) + 1
+        shown = order[: int((weights[order].cumsum() < SHOWN * weights.sum()).sum()) + 1]
+        shown = shown[weights[shown] > 0]  # all may have been read outside of the image
         # Small ones last, on top of large ones.
-        for k in order[:count]:
+        for k in shown:
             radius = max(MIN_RADIUS, MAX_RADIUS * float(np.sqrt(weights[k] / weights[order[0]])))
             dot(sheet.pixels, sheet.at(centres[k]), radius, level_color(int(levels[k])))
         cross(sheet.pixels, sheet.at(centres[query]), 11)
         layers = "the last layer" if depth == 1 else f"the last {depth} layers"
-        said = (
-            f"through {layers}: {100 * SHOWN:.0f} % of the weight on {count} of {len(cells)} cells"
-        )
-        panels.append(Panel(said, sheet.pixels))
+        said = f"{100 * SHOWN:.0f} % of the weight on {len(shown)} of {len(cells)} cells"
+        panels.append(Panel(f"through {layers}: {said}", sheet.pixels))
     title = (
         f"What reaches the pixel ({pixel[0]:.0f}, {pixel[1]:.0f}) through the encoder's attention"
     )
