@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from detectron2_ddetr.visualization.inspection.truth import Truth
 from .conftest import DATA, ROOT, VARIANTS, small_cfg
 from .test_cli import loggers  # noqa: F401  (a fixture)
 from .test_inspection import view_of
+from .test_readme import blocks
 
 JSON = str(DATA / "annotations" / "instances_val.json")
 ALWAYS = {
@@ -101,6 +104,25 @@ def test_where_the_queries_put_boxes(runs, image, tmp_path, monkeypatch):
     assert boxes.shape == (3, 12, 4) and list(queries) == list(range(12))
     assert (boxes >= 0).all() and (boxes <= 1).all() and not np.allclose(boxes[0], boxes[1])
     assert written(out) == {"query_map.png"}
+
+
+def test_the_readme(runs, tmp_path, monkeypatch):
+    """Its command runs, and its table names all that is written, with --over too."""
+    monkeypatch.chdir(ROOT)
+    (command,) = (code for code in blocks("") if "ddetr inspect" in code)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["ddetr", "inspect", "output/demo"]
+    over = tmp_path / "over"
+    over.mkdir()
+    shutil.copy(words[3], over)
+    options = ["--output", str(tmp_path / "out"), "--over", str(over)]
+    cli.main(["inspect", runs["two_stage"], *words[3:], *options])
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("**Look inside.**") : text.index("`with detectron2_ddetr.capture")]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    named = {name for row in rows for name in re.findall("`(.*?)`", row)}
+    found = {path.name.removesuffix(".png") for path in (tmp_path / "out").rglob("*.*")}
+    assert named == found
 
 
 @pytest.mark.parametrize(
