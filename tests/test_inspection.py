@@ -200,6 +200,9 @@ def test_the_proposals_are_what_the_decoder_starts_from():
     for score, level in zip(scores, levels):
         own = logits[ends[level] : ends[level + 1]].sigmoid().numpy()
         assert np.isclose(own, score).any()
+    view.captured.outputs["enc_outputs"]["pred_logits"][view.index, ends[1] - 1, 0] = 98.0
+    view.captured.outputs["enc_outputs"]["pred_logits"][view.index, ends[1], 0] = 99.0
+    assert chosen(view)[2][:2].tolist() == [1, 0]  # the first cell of a level, the last of another
     with pytest.raises(ValueError, match="not a two-stage one"):
         proposals(view_of("refine"))
 
