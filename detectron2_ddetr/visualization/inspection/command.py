@@ -2,9 +2,10 @@
 
 import argparse
 import glob
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -53,11 +54,23 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS FILE")
     add = parser.add_argument
     add("--output", metavar="FOLDER", help="of the pictures; default: inspect in RUN")
-    add("--pixel", type=float, nargs=2, metavar=("X", "Y"), help="default: the best detection")
+    add(
+        "--pixel",
+        type=float,
+        nargs=2,
+        metavar=("X", "Y"),
+        help="seen by the encoder; default: the best detection",
+    )
     add("--level", type=int, default=0, metavar="L", help="of its cell; default: 0, the finest")
     add("--query", type=int, metavar="Q", help="default: that of the best detection")
     add("--layer", type=int, action="append", metavar="N", help="default: last; again for more")
-    add("--score-threshold", type=float, default=0.4, metavar="S", help="default: 0.4")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.4,
+        metavar="S",
+        help="of trajectories; default: 0.4",
+    )
     add("--truth", metavar="FILE", help="COCO json: draws the matching and the losses too")
     add("--over", metavar="FOLDER", help="draws where queries put boxes in all of its images")
 
@@ -99,17 +112,17 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
             score_threshold=args.score_threshold,
         )
         target = truth.target_of(path, image.shape[1], image.shape[0]) if truth else None
-        drawn = [_write(picture, folder, name) for name, picture in _attention(view, choice)]
-        drawn += [_write(p, folder, name) for name, p in _model(view, choice, model, sample)]
+        pictures = [_attention(view, choice), _model(view, choice, model, sample)]
         if target is not None:
-            drawn += [_write(p, folder, name) for name, p in _losses(view, model, target, path)]
+            pictures.append(_losses(view, model, target, path))
+        drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]
         if choice.encoder_layers:
             title = readable(os.path.basename(path), "the image")
             write_page(view, choice.encoder_layers, title, os.path.join(folder, "encoder.html"))
             drawn.append("encoder.html")
         logger.info("Wrote into %s: %s", folder, ", ".join(drawn))
     if over:
-        picture = _query_map(model, [mapper({"file_name": path}) for path in over])
+        picture = _query_map(model, (mapper({"file_name": path}) for path in over))
         _write(picture, args.output, "query_map")
         logger.info("Wrote %s", os.path.join(args.output, "query_map.png"))
 
@@ -150,7 +163,7 @@ def _losses(
     yield "query_losses", query_losses(view, matched, losses)
 
 
-def _query_map(model: nn.Module, samples: Sequence[dict]) -> np.ndarray:
+def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
     boxes = []
     with torch.no_grad():
         # One at a time, as in evaluation: padding changes the result a little.
