@@ -196,6 +196,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={
         PACKAGE: [REPORT],
+        f"{PACKAGE}.visualization.inspection": ["page.html"],
         f"{PACKAGE}.model_zoo": [  # its configs are a link to configs/
             "configs/*.yaml",
             "configs/*/*.yaml",

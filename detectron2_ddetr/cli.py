@@ -17,9 +17,10 @@ from .data.folders import as_coco, layout_of
 from .engine import run
 from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
-from .toolbox import setup_logger
+from .toolbox import get_cfg, setup_logger
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
+from .visualization.inspection.command import add_inspect_arguments, inspect
 from .visualization.predictions import visualize_run
 from .visualization.training_images import DrawTrainingImages, draw_training_images
 
@@ -30,6 +31,7 @@ examples:
   ddetr train --config-file quick_start.yaml --train train.json images/ --val val.json images/
   ddetr eval output/first
   ddetr visualize output/first
+  ddetr inspect output/first photo.jpg
   ddetr compare output/first output/second
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
@@ -42,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Taken out by hand: for argparse, the first word that is no option begins the KEY VALUE pairs.
     if len(words) > 1 and words[0] in ("eval", "visualize") and not words[1].startswith("-"):
         folder = words.pop(1)
-    args = _parser().parse_args(words)
-    args.run = folder
+    parser = _parser()
+    args, others = parser.parse_known_args(words)
+    if wrong := [word for word in others if args.command is not _inspect or word[:1] == "-"]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    args.run, args.inputs = folder, others
     command = vars(args).pop("command")
     with explained(args.traceback):
         command(args)
@@ -118,6 +123,23 @@ def _require_folder(folder: str, *, make: bool = False) -> None:
         raise InputError(f"folder {folder!r} cannot be made: {error.strerror}") from error
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise InputError(f"folder {folder!r} does not exist, or cannot be written to")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    # The first word that is a config key, and no file, begins the KEY VALUE pairs.
+    words, keys = args.inputs, set(get_cfg())
+    is_key = (word.split(".")[0] in keys and not os.path.exists(word) for word in words)
+    end = next((number for number, key in enumerate(is_key) if key), len(words))
+    images, args.opts = words[:end], words[end:]
+    if not args.config_file:
+        args.run = images.pop(0) if images else ""
+    read_run(args)
+    setup_logger(name="detectron2_ddetr")
+    weights = [] if args.weights is None else ["MODEL.WEIGHTS", args.weights]
+    cfg = load_config(args.config_file, [*args.opts, *weights])
+    args.output = args.output or os.path.join(cfg.OUTPUT_DIR, "inspect")
+    _require_folder(args.output, make=True)
+    inspect(cfg, images, args)
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -196,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     visualize.add_argument("--score-threshold", type=float, default=0.4, help="of what is drawn")
     visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
+    look = add("inspect", _inspect, "draw what a run (first) looks at in images, and why")
+    add_inspect_arguments(look)
     check = add("check", _check, "check a data set, and that its images are there")
     check.add_argument(
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
@@ -224,7 +248,14 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
         "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
     )
-    for command in (visualize, check, compare, convert, add("env", _env, "print what is in use")):
+    for command in (
+        visualize,
+        look,
+        check,
+        compare,
+        convert,
+        add("env", _env, "print what is in use"),
+    ):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
     visualize.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser

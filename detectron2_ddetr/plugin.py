@@ -27,6 +27,7 @@ from .meta_arch import (
     DNDeformableDETR,
     HDeformableDETR,
 )
+from .modeling import capture
 
 __all__ = [
     "Checkpointer",
@@ -44,6 +45,7 @@ __all__ = [
     "build_optimizer",
     "build_train_loader",
     "build_transformer",
+    "capture",
     "check_coco_json",
     "check_datasets",
     "convert_official_state_dict",

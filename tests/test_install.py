@@ -58,6 +58,8 @@ def test_built_package_is_complete(tmp_path):
     assert done.returncode == 0, done.stderr
     lib, package = tmp_path / "lib", ROOT / "detectron2_ddetr"
     sources = {p.relative_to(ROOT) for p in package.rglob("*.py")}
+    pages = {p.relative_to(ROOT) for p in package.rglob("*.html")}
+    assert pages and pages == {p.relative_to(lib) for p in lib.rglob("*.html")}
     configs = {p.relative_to(ROOT) for p in configs_in(ROOT / "configs")}
     packed = lib / "detectron2_ddetr" / "model_zoo"
     lazy = {p.relative_to(lib) for p in configs_in(packed / "configs") if p.suffix == ".py"}
@@ -90,6 +92,7 @@ def test_source_distribution_is_complete(tmp_path):
         "configs/**/*.yaml",
         "configs/**/*.py",
         "detectron2_ddetr/**/*.py",
+        "detectron2_ddetr/**/*.html",
     ):
         sources = {str(p.relative_to(ROOT)) for p in ROOT.glob(pattern) if p.is_file()}
         assert sources and sources <= packed, sources - packed

@@ -12,7 +12,7 @@ from detectron2_ddetr.data.dataset_mapper import DeformableDETRDatasetMapper
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import BoxMode
 from detectron2_ddetr.visualization import training_images
-from detectron2_ddetr.visualization.drawing import class_color
+from detectron2_ddetr.visualization.drawing import MARGIN, class_color
 from detectron2_ddetr.visualization.training_images import CELL, draw_training_images
 
 from .conftest import CONFIGS, DATA
@@ -59,9 +59,7 @@ def test_the_object_lies_in_its_box(tmp_path, flip, crop, image_format, monkeypa
     draw_training_images(cfg, records, ["", ""], str(tmp_path / "a.png"))
     picture = read(tmp_path / "a.png").astype(int)
     seen = set()
-    for left in range(
-        training_images.MARGIN, picture.shape[1] - CELL, CELL + training_images.MARGIN
-    ):
+    for left in range(MARGIN, picture.shape[1] - CELL, CELL + MARGIN):
         cell = picture[70:, left : left + CELL]
         inside = bounds(np.abs(cell - COLOUR).max(axis=2) < 60)
         outline = bounds((cell == class_color(1)).all(axis=2))

@@ -2,6 +2,7 @@
 
 from .anchors import AnchorDecoder, AnchorTransformer
 from .box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
+from .capture import Capture, DeformableAttention, capture
 from .criterion import SetCriterion
 from .decoder import (
     DeformableTransformerDecoder,

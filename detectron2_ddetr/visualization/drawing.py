@@ -210,6 +210,42 @@ def text_lines(text: str, width: int, size: int, left: int = MARGIN) -> np.ndarr
     return canvas
 
 
+def side_by_side(cells: Sequence[np.ndarray], columns: int, width: int) -> np.ndarray:
+    """
+    Args:
+        cells: (H_i, W_i, 3) uint8, from left to right; W_i at most `width`.
+        columns: for so many there is room.
+        width: of a column, px.
+
+    Returns:
+        (H, W, 3) uint8: the cells on white, with a margin around each but above.
+    """
+    height = max(cell.shape[0] for cell in cells) + MARGIN
+    row = np.full((height, columns * (width + MARGIN) + MARGIN, 3), 255, dtype=np.uint8)
+    for number, cell in enumerate(cells):
+        left = MARGIN + number * (width + MARGIN)
+        row[: cell.shape[0], left : left + cell.shape[1]] = cell
+    return row
+
+
+def resized(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """
+    Before anything is drawn on it, so that lines and text are as sharp on a small image as on a
+    large one.
+
+    Args:
+        image: (H, W, 3) uint8; not modified.
+        side: the long side wanted, px.
+
+    Returns:
+        (h, w, 3) uint8, and h / H.
+    """
+    scale = side / max(image.shape[:2])
+    shape = [max(1, round(scale * s)) for s in image.shape[1::-1]]  # width first
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(image), shape, interpolation=interpolation), scale
+
+
 def write_picture(picture: np.ndarray, path: str) -> None:
     """
     Args:

@@ -72,13 +72,23 @@ def legend(
         classes: (name, (r, g, b)) each.
         size: of the font, px.
     """
-    height, gap = round(1.6 * size), size
     icons = [(sign(mark, round(1.2 * size)), mark.value) for mark in marks]
     for name, color in classes:
         swatch = np.full((size, size, 4), 255, dtype=np.uint8)
         swatch[..., :3] = color
         icons.append((swatch, name))
     icons += [(np.zeros((size, 0, 4), dtype=np.uint8), note) for note in notes]
+    return icon_legend(width, icons, size)
+
+
+def icon_legend(width: int, icons: Sequence[tuple[np.ndarray, str]], size: int) -> np.ndarray:
+    """
+    (H, `width`, 3) uint8: each icon, (h, w, 4) RGBA, before its text, in as many rows as it takes.
+
+    Args:
+        size: of the font, px.
+    """
+    height, gap = round(1.6 * size), size
     places, left, row = [], gap, 0
     texts = [shortened(text, size, max(1, width - 4 * gap)) for _, text in icons]
     for (icon, _), text in zip(icons, texts):

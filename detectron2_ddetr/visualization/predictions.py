@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
@@ -29,6 +28,7 @@ from .drawing import (
     class_color,
     class_name,
     draw_boxes,
+    resized,
     style_of,
     text_lines,
     write_picture,
@@ -158,11 +158,7 @@ def _mosaic_row(
     """(H, W, 3) uint8 RGB: a title line over two captioned panels."""
     c = comparison
     image = read_image(c.file_name, where=c.where)
-    scale = PANEL_SIDE / max(image.shape[:2])
-    # Enlarged before drawing, so that the text of a small image is as sharp as that of a large one.
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    shape = [max(1, round(side * scale)) for side in image.shape[1::-1]]  # width first
-    image = cv2.resize(np.ascontiguousarray(image), shape, interpolation=interpolation)
+    image, scale = resized(image, PANEL_SIDE)
 
     # Both in the style of the more crowded one: a difference would look like a meaning.
     style = style_of(image.shape, max(len(c.gt_labels), len(c.pred_labels)))

@@ -12,7 +12,15 @@ from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..errors import InputError
 from ..toolbox import CfgNode, DatasetCatalog, HookBase, MetadataCatalog, comm
 from .choice import choose_images
-from .drawing import MARGIN, class_color, class_name, draw_boxes, style_of, text_lines
+from .drawing import (
+    class_color,
+    class_name,
+    draw_boxes,
+    resized,
+    side_by_side,
+    style_of,
+    text_lines,
+)
 from .marks import legend
 from .text import readable, readable_names, shortened
 
@@ -71,7 +79,9 @@ def draw_training_images(
         raise InputError(f"none of {len(chosen)} images can be drawn into {path}: see above")
     names = readable_names(tuple(class_names))
     cells = [_cell(sample, names, cfg.INPUT.FORMAT) for sample in samples]
-    rows = [_side_by_side(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
+    rows = [
+        side_by_side(cells[i : i + COLUMNS], COLUMNS, CELL) for i in range(0, len(cells), COLUMNS)
+    ]
     width = rows[0].shape[1]
     labels = sorted({int(n) for sample in samples for n in sample["instances"].gt_classes})
     classes = [(class_name(label, names), class_color(label)) for label in labels]
@@ -89,12 +99,9 @@ def _cell(sample: dict[str, Any], class_names: Sequence[str], image_format: str)
     image = sample["image"].permute(1, 2, 0).numpy()  # (H, W, 3)
     image = image[..., ::-1] if image_format == "BGR" else image
     height, width = image.shape[:2]
-    scale = CELL / max(height, width)
-    shape = [max(1, round(scale * side)) for side in (width, height)]  # width first
-    # Before drawing, so that lines and text are as sharp in each.
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    enlarged, scale = resized(image, CELL)
     drawn = draw_boxes(
-        cv2.resize(np.ascontiguousarray(image), shape, interpolation=interpolation),
+        enlarged,
         instances.gt_boxes.tensor.numpy() * scale,
         instances.gt_classes.tolist(),
         class_names=class_names,
@@ -107,13 +114,3 @@ def _cell(sample: dict[str, Any], class_names: Sequence[str], image_format: str)
     lines = [text_lines(shortened(text, FONT, CELL), CELL, FONT, left=0) for text in texts]
     drawn = np.pad(drawn, ((0, 0), (0, CELL - drawn.shape[1]), (0, 0)), constant_values=255)
     return np.concatenate([*lines, drawn])
-
-
-def _side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
-    """A row of the picture, (H, W, 3) uint8, with as much room as for :data:`COLUMNS` cells."""
-    height = max(cell.shape[0] for cell in cells) + MARGIN
-    row = np.full((height, COLUMNS * (CELL + MARGIN) + MARGIN, 3), 255, dtype=np.uint8)
-    for number, cell in enumerate(cells):
-        left = MARGIN + number * (CELL + MARGIN)
-        row[: cell.shape[0], left : left + CELL] = cell
-    return row

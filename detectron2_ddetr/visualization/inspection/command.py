@@ -1,0 +1,212 @@
+"""The command `ddetr inspect`: its options, and which pictures it draws."""
+
+import argparse
+import glob
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint.checkpointer import Checkpointer
+from ...data.dataset_mapper import DeformableDETRDatasetMapper
+from ...data.image_files import read_image
+from ...data.yolo_folder import IMAGE_ENDINGS
+from ...engine.run import check_device
+from ...errors import InputError, MissingFileError
+from ...modeling import capture
+from ...toolbox import CfgNode, build_model
+from ..drawing import write_picture
+from ..text import readable, readable_names
+from .choice import Choice, choose
+from .gradient_maps import gradient_maps, gradient_norms
+from .matching import match, matching
+from .page import write_page
+from .position_encodings import position_encodings
+from .proposals import proposals
+from .query_losses import losses_of_queries, query_losses
+from .query_map import query_map
+from .receptive_field import receptive_field
+from .sampling_points import decoder_points, encoder_points
+from .trajectory import trajectory
+from .truth import Truth
+from .view import View
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = """example: ddetr inspect output/first photo.jpg --pixel 305 183 --truth val.json
+
+Each image gets a folder. KEY VALUE pairs change the config and come last.
+"""
+#: Queries of the map, where a model has more.
+MAX_QUERIES = 20
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """All but the run, the images and the KEY VALUE pairs, which are words without dashes."""
+    parser.usage = "ddetr inspect RUN IMAGE ... [options] [KEY VALUE ...]"
+    parser.epilog = EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config-file", default="", help="instead of RUN, with --weights")
+    parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS FILE")
+    add = parser.add_argument
+    add("--output", metavar="FOLDER", help="of the pictures; default: inspect in RUN")
+    add(
+        "--pixel",
+        type=float,
+        nargs=2,
+        metavar=("X", "Y"),
+        help="seen by the encoder; default: the best detection",
+    )
+    add("--level", type=int, default=0, metavar="L", help="of its cell; default: 0, the finest")
+    add("--query", type=int, metavar="Q", help="default: that of the best detection")
+    add("--layer", type=int, action="append", metavar="N", help="default: last; again for more")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.4,
+        metavar="S",
+        help="of trajectories; default: 0.4",
+    )
+    add("--truth", metavar="FILE", help="COCO json: draws the matching and the losses too")
+    add("--over", metavar="FOLDER", help="draws where queries put boxes in all of its images")
+
+
+def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> None:
+    """
+    Writes the pictures of each image into a folder of its name, and the map of queries.
+
+    Args:
+        cfg: of a trained model, with MODEL.WEIGHTS.
+        images: their paths.
+        args: of :func:`add_inspect_arguments`.
+
+    Raises:
+        MissingFileError, InputError: before anything is computed if it can be seen then.
+    """
+    if not images and not args.over:
+        raise InputError("no image is given: name one or more, or a folder of them with --over")
+    if not 0 <= args.score_threshold <= 1:
+        raise InputError(f"--score-threshold is {args.score_threshold:g}: scores are from 0 to 1")
+    folders = _folders_of(images, args.output)
+    over = _images_in(args.over) if args.over else []
+    names = tuple(cfg.DATASETS.CLASS_NAMES)
+    truth = Truth(args.truth, names, cfg.MODEL.DETR.NUM_CLASSES) if args.truth else None
+    model = _trained_model(cfg)
+    mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
+    for path, folder in folders.items():
+        image = read_image(path)
+        sample = mapper({"file_name": path})
+        with capture(model) as captured, torch.no_grad():
+            model([sample])
+        view = View(image, captured, 0, readable_names(names))
+        choice = choose(
+            view,
+            pixel=args.pixel,
+            level=args.level,
+            query=args.query,
+            layers=args.layer,
+            score_threshold=args.score_threshold,
+        )
+        target = truth.target_of(path, image.shape[1], image.shape[0]) if truth else None
+        pictures = [_attention(view, choice), _model(view, choice, model, sample)]
+        if target is not None:
+            pictures.append(_losses(view, model, target, path))
+        drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]
+        if choice.encoder_layers:
+            title = readable(os.path.basename(path), "the image")
+            write_page(view, choice.encoder_layers, title, os.path.join(folder, "encoder.html"))
+            drawn.append("encoder.html")
+        logger.info("Wrote into %s: %s", folder, ", ".join(drawn))
+    if over:
+        picture = _query_map(model, (mapper({"file_name": path}) for path in over))
+        _write(picture, args.output, "query_map")
+        logger.info("Wrote %s", os.path.join(args.output, "query_map.png"))
+
+
+def _attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and pictures of what was recorded of the attention."""
+    if choice.encoder_layers:
+        layers = choice.encoder_layers
+        yield "encoder_points", encoder_points(view, choice.pixel, layers, choice.level)
+        yield "receptive_field", receptive_field(view, choice.pixel, choice.level)
+    if choice.decoder_layers:
+        yield "decoder_points", decoder_points(view, choice.query, choice.decoder_layers)
+    yield "trajectory", trajectory(view, choice.detected)
+    if "enc_outputs" in view.captured.outputs:
+        yield "proposals", proposals(view)
+
+
+def _model(
+    view: View, choice: Choice, model: nn.Module, sample: dict
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What takes the model itself."""
+    encoding = model.head.position_embedding
+    yield "position_encodings", position_encodings(encoding, view.shapes[0])
+    norms = gradient_norms(model, [sample], choice.query)
+    yield "gradients", gradient_maps(view, choice.query, norms)
+
+
+def _losses(
+    view: View, model: nn.Module, target: dict[str, Tensor], path: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What takes the ground truth."""
+    if len(target["labels"]) == 0:
+        logger.warning("%s has no box in --truth, so there is no matching to draw", path)
+        return
+    matched = match(view, model.criterion.matcher, target)
+    yield "matching", matching(view, matched)
+    losses = losses_of_queries(model.criterion, view, matched)
+    yield "query_losses", query_losses(view, matched, losses)
+
+
+def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
+    boxes = []
+    with torch.no_grad():
+        # One at a time, as in evaluation: padding changes the result a little.
+        for sample in samples:
+            outputs = model.network_outputs(model.preprocess_image([sample]))
+            boxes.append(outputs["pred_boxes"][0].float().cpu().numpy())
+    # Of a two-stage model, small images have fewer queries.
+    count = min(MAX_QUERIES, *(len(b) for b in boxes))
+    return query_map(np.stack([b[:count] for b in boxes]), range(count))
+
+
+def _trained_model(cfg: CfgNode) -> nn.Module:
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is empty: name the folder of a run, or give --weights")
+    check_device(cfg)
+    model = build_model(cfg).eval()
+    Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True).resume_or_load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def _folders_of(images: Sequence[str], output: str) -> dict[str, str]:
+    """The folder that the pictures of each image go to."""
+    folders: dict[str, str] = {}
+    for path in images:
+        if not os.path.isfile(path):
+            raise MissingFileError(f"there is no image {path}: correct its path")
+        folder = os.path.join(output, os.path.splitext(os.path.basename(path))[0])
+        if folder in folders.values():
+            raise InputError(f"{path}: another image has its name too; inspect one after the other")
+        folders[path] = folder
+    return folders
+
+
+def _images_in(folder: str) -> list[str]:
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*")))
+    found = [path for path in paths if path.lower().endswith(IMAGE_ENDINGS)]
+    if not found:
+        raise InputError(
+            f"--over: {folder} has no image, no file that ends in {', '.join(IMAGE_ENDINGS)}"
+        )
+    return found
+
+
+def _write(picture: np.ndarray, folder: str, name: str) -> str:
+    write_picture(picture, os.path.join(folder, f"{name}.png"))
+    return f"{name}.png"
