@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import ms_deform_attn  # noqa: F401  (defines the operators)
 
@@ -28,7 +28,26 @@ def multiply_adds(value: Sequence[int], weights: Sequence[int]) -> int:
     return 4 * value[3] * math.prod(weights)
 
 
+def dense_multiply_adds(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """
+    Of scaled dot products and of the sums that they weight.
+
+    Args:
+        query, key, value: shapes, (..., Q, D), (..., S, D) and (..., S, D'); the first axes are
+            those of the query.
+    """
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 # PyTorch's counter takes a multiplication and an addition for two.
+
+# It knows dense attention as GPUs compute it, and not by the name that CPUs have for the same.
+for _pass in ("", "_backward"):
+    _name = "_scaled_dot_product_flash_attention"
+    _on_gpus, _on_cpus = (f"{_name}{device}{_pass}" for device in ("", "_for_cpu"))
+    flop_registry.setdefault(
+        getattr(torch.ops.aten, _on_cpus), flop_registry[getattr(torch.ops.aten, _on_gpus)]
+    )
 
 
 @register_flop_formula(_ops.ms_deform_attn)
