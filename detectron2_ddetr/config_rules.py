@@ -1,6 +1,7 @@
 """Which values the keys of a config may have, and which may stand together."""
 
 import functools
+import importlib.util
 import math
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,6 @@ _CHOICES = {
 
 #: What the embedded host has of a key of which detectron2 has more.
 _HOST_CHOICES = {
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", ""),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear",),
@@ -102,6 +102,7 @@ def check_config(cfg: CfgNode) -> None:
             raise UnsupportedError(
                 f"{key} {value!r} needs detectron2; without it there is {_either(choices)}"
             )
+    _check_deformable_convolutions(cfg)
     _check_detr(cfg)
     _check_schedule(cfg)
 
@@ -141,6 +142,17 @@ def check_trainer_config(cfg: CfgNode) -> None:
                 "TEST.EXPECTED_RESULTS must be a list of [task, metric, value, tolerance], such as "
                 f"[['bbox', 'AP', 38.5, 0.2]], got {expected!r}"
             )
+
+
+def _check_deformable_convolutions(cfg: CfgNode) -> None:
+    name, stages = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
+    if not any(stages) or not name.startswith(("build_resnet_", "build_retinanet_resnet_")):
+        return
+    if TOOLBOX == "host" or importlib.util.find_spec("detectron2._C") is None:
+        raise UnsupportedError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {stages}: for that, MODEL.BACKBONE.NAME {name} "
+            "needs detectron2 with its compiled extension; build_detr_resnet_backbone does not"
+        )
 
 
 def _check_detr(cfg: CfgNode) -> None:

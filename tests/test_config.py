@@ -241,7 +241,6 @@ def test_names_that_are_none_of_the_choices(key):
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "'WarmupCosineLR'"),
         ("SOLVER.WARMUP_METHOD", "constant", "'linear'"),
         ("MODEL.RESNETS.NORM", "GN", "'FrozenBN' or 'BN'"),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True], "False, False"),
     ],
 )
 def test_what_only_detectron2_has(key, value, there):

@@ -16,7 +16,8 @@ from .conftest import CONFIGS, VARIANTS
 from .test_gradients import BATCHES
 
 pytestmark = pytest.mark.skipif(TOOLBOX != "detectron2", reason="LazyConfig is detectron2's")
-PAIRS = {Path(name).stem: name for name in (*VARIANTS.values(), "quick_start.yaml")}
+OTHERS = ("deformable_detr/deformable_detr_R_50_dcnv2_50ep.yaml", "quick_start.yaml")
+PAIRS = {Path(name).stem: name for name in (*VARIANTS.values(), *OTHERS)}
 
 
 def load(name):
