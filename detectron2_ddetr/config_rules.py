@@ -1,7 +1,6 @@
 """Which values the keys of a config may have, and which may stand together."""
 
 import functools
-import importlib.util
 import math
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from .errors import InputError, UnsupportedError
-from .toolbox import TOOLBOX, CfgNode, comm
+from .toolbox import TOOLBOX, CfgNode, comm, has_compiled_layers
 
 _ABOVE_0 = math.ulp(0.0)
 _MOST = sys.float_info.max
@@ -148,7 +147,7 @@ def _check_deformable_convolutions(cfg: CfgNode) -> None:
     name, stages = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
     if not any(stages) or not name.startswith(("build_resnet_", "build_retinanet_resnet_")):
         return
-    if TOOLBOX == "host" or importlib.util.find_spec("detectron2._C") is None:
+    if not has_compiled_layers():
         raise UnsupportedError(
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {stages}: for that, MODEL.BACKBONE.NAME {name} "
             "needs detectron2 with its compiled extension; build_detr_resnet_backbone does not"

@@ -67,11 +67,12 @@ class DeformableBottleneck(nn.Module):
         super().__init__()
         conv = block.conv2
         taps = num_groups * conv.kernel_size[0] * conv.kernel_size[1]
-        self._channels = [2 * taps, taps] if modulated else [2 * taps]
+        #: Of `conv2_offset`: offsets, and with a modulation its logits.
+        self.channels = [2 * taps, taps] if modulated else [2 * taps]
         self.shortcut, self.conv1 = block.shortcut, block.conv1
         self.conv2_offset = nn.Conv2d(
             conv.in_channels,
-            sum(self._channels),
+            sum(self.channels),
             conv.kernel_size,
             conv.stride,
             conv.padding,
@@ -84,7 +85,7 @@ class DeformableBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.conv1(x))
-        offset, *logits = self.conv2_offset(out).split(self._channels, dim=1)
+        offset, *logits = self.conv2_offset(out).split(self.channels, dim=1)
         out = F.relu_(self.conv2(out, offset, logits[0].sigmoid() if logits else None))
         out = self.conv3(out)
         out += x if self.shortcut is None else self.shortcut(x)
