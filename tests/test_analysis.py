@@ -240,6 +240,13 @@ def test_command(monkeypatch, capsys, tmp_path):
     cli.main(["analyze", *config, "MODEL.DETR.ENC_LAYERS", "1"])
     output = capsys.readouterr().out
     assert "encoder" in output and picture.stat().st_size > 20_000
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(small_cfg("MODEL.DETR.NUM_CLASSES", 7).dump())
+    (run / "last_checkpoint").write_text("which is not read")
+    cli.main(["analyze", str(run), "--repeat", "0", "--image-size", "64", "96"])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "class_embed" in line)
+    assert row.split()[:3] == ["class_embed", str(7 * 33), str(7 * 33)]
     with pytest.raises(SystemExit, match="give --config-file"):
         cli.main(["analyze"])
     with pytest.raises(SystemExit, match="MODEL.DEVICE"):

@@ -141,6 +141,24 @@ def test_autocast_of_a_layer_before_it():
         assert tensor.grad.dtype == torch.float32 and tensor.grad.isfinite().all()
 
 
+def test_counter_of_torch():
+    """A tap reads four cells of each channel, then comes the weight; on its way back twice that."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for groups in (1, 2):
+        x, offset, weight, _ = (
+            None if t is None else t.requires_grad_() for t in problem(groups, 1, False)
+        )
+        with FlopCounterMode(display=False) as counter:
+            output = deform_conv2d(x, offset, weight, padding=(1, 1))
+            forward = counter.get_total_flops()
+            output.sum().backward()
+        macs = 0
+        for _image, _position, _tap in itertools.product(range(2), range(6 * 5), range(9)):
+            macs += 4 * 4 + 6 * 4 // groups
+        assert forward == 2 * macs and counter.get_total_flops() == 3 * forward
+
+
 def test_empty_batch():
     x, offset, weight, mask = (t.requires_grad_() for t in problem())
     output = deform_conv2d(x[:0], offset[:0], weight, mask[:0], padding=(1, 1))

@@ -153,6 +153,16 @@ def test_the_stages_of_the_key(stages, frozen):
             assert trained == {i > frozen}
 
 
+@pytest.mark.parametrize("norm", ["", "BN"])
+def test_other_norms(norm):
+    """None at all, or one that is trained."""
+    opts = [*options(2), NODE + "NORM", norm, "MODEL.BACKBONE.FREEZE_AT", 0]
+    backbone = build_backbone(small_cfg(*opts))
+    sum(x.square().mean() for x in backbone(torch.rand(2, 3, 64, 96)).values()).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+    assert ("res3.0.conv2.norm.weight" in dict(backbone.named_parameters())) == (norm == "BN")
+
+
 def test_stages_that_nobody_reads_are_not_there():
     cfg = small_cfg(*ON, NODE + "OUT_FEATURES", ["res4"], "MODEL.DETR.IN_FEATURES", ["res4"])
     backbone = build_backbone(cfg)
@@ -238,6 +248,27 @@ def test_mixed_precision():
     losses = model.train()(batch)
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_activation_checkpointing():
+    """The blocks are computed again, with equal gradients to the bit."""
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        opts = [
+            "MODEL.BACKBONE.FREEZE_AT",
+            0,
+            "MODEL.DETR.ACTIVATION_CHECKPOINTING.BACKBONE",
+            again,
+        ]
+        model = build_model(small_cfg(*opts, config=DCN)).train()
+        random_offsets(model, std=0.02)
+        runs = []
+        model.backbone.res4[2].conv2.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        sum(model(BATCHES["boxes"]()).values()).backward()
+        assert len(runs) == 1 + again
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize("version", [1, 2])

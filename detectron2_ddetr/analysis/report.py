@@ -91,17 +91,23 @@ def run(cfg: CfgNode, size: tuple[int, int], repeat: int) -> Run:
     return Run(where, seconds, peak, count_by_fvcore(network, images))
 
 
-def describe(run: Run) -> list[str]:
+def describe(measured: Run) -> list[str]:
     """In lines."""
-    extra = sum(run.fvcore.get(name, 0) for name in _ONLY_FVCORE)
-    total = sum(run.fvcore.values())
-    seconds, least, most = statistics.median(run.seconds), min(run.seconds), max(run.seconds)
-    memory = "" if run.peak_mib is None else f" and {run.peak_mib:.0f} MiB beside the weights"
+    extra = sum(measured.fvcore.get(name, 0) for name in _ONLY_FVCORE)
+    total = sum(measured.fvcore.values())
+    seconds, least, most = (
+        statistics.median(measured.seconds),
+        min(measured.seconds),
+        max(measured.seconds),
+    )
+    memory = (
+        "" if measured.peak_mib is None else f" and {measured.peak_mib:.0f} MiB beside the weights"
+    )
     return [
         f"fvcore counts {total / 1e9:.2f} G, {extra / 1e9:.2f} G of them for normalisation and "
         "resizing.",
         "",
         f"{seconds:.3f} s [{least:.3f}, {most:.3f}]{memory}, the network alone: median of "
-        f"{len(run.seconds)} runs",
-        f"on {run.machine}",
+        f"{len(measured.seconds)} runs",
+        f"on {measured.machine}",
     ]
