@@ -102,7 +102,7 @@ def test_tokens_of_an_image(size, levels, tokens):
 
 
 def test_first_map_of_a_resnet():
-    """640 px: 64 channels of 320 cells a side, where a source of ours has 128."""
+    """640 px: 64 channels of 320 cells a side, where an article has 128."""
     network, seen = Network(model_on_meta(official_cfg("multi_scale"))), []
     for module in network.model.backbone.modules():
         if isinstance(module, nn.Conv2d):
