@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from . import model_zoo
+from .analysis.attention_cost import setting_of
+from .analysis.report import analyze, default_size
 from .checkpoint import official
 from .checkpoint.files import last_checkpoint
 from .collect_env import describe_environment
@@ -18,6 +20,7 @@ from .engine import run
 from .engine.launch import run_in_processes
 from .errors import InputError, MissingFileError, explained
 from .toolbox import get_cfg, setup_logger
+from .visualization.attention_cost import draw_attention_cost
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
 from .visualization.inspection.command import add_inspect_arguments, inspect
@@ -33,6 +36,7 @@ examples:
   ddetr visualize output/first
   ddetr inspect output/first photo.jpg
   ddetr compare output/first output/second
+  ddetr analyze --config-file deformable_detr_R_50_50ep.yaml
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
 """
@@ -42,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what the arguments say; an error that explains itself is shown without a traceback."""
     words, folder = list(sys.argv[1:] if arguments is None else arguments), ""
     # Taken out by hand: for argparse, the first word that is no option begins the KEY VALUE pairs.
-    if len(words) > 1 and words[0] in ("eval", "visualize") and not words[1].startswith("-"):
+    if (
+        len(words) > 1
+        and words[0] in ("eval", "visualize", "analyze")
+        and not words[1].startswith("-")
+    ):
         folder = words.pop(1)
     parser = _parser()
     args, others = parser.parse_known_args(words)
@@ -181,6 +189,20 @@ def _compare(args: argparse.Namespace) -> None:
     sys.stdout.write(f"Wrote {args.output}\n")
 
 
+def _analyze(args: argparse.Namespace) -> None:
+    if args.picture:
+        _require_folder(os.path.dirname(os.path.abspath(args.picture)))
+    read_run(args)
+    cfg = load_config(args.config_file, args.opts)
+    if args.repeat:
+        run.check_device(cfg)
+    size = tuple(args.image_size or default_size(cfg))
+    sys.stdout.write(analyze(cfg, size, args.repeat) + "\n")
+    if args.picture:
+        draw_attention_cost(setting_of(cfg), args.picture)
+        sys.stdout.write(f"Wrote {args.picture}\n")
+
+
 def _env(args: argparse.Namespace) -> None:
     sys.stdout.write(describe_environment() + "\n")
 
@@ -239,6 +261,29 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", _compare, "draw the curves of several runs into one picture")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     compare.add_argument("--output", default="compare.png", help="default: %(default)s")
+    analysis = add(
+        "analyze",
+        _analyze,
+        "parameters, FLOPs, time and memory of a run (first), or a config",
+        epilog="example: ddetr analyze output/first --image-size 800 1120 --picture attention.png",
+    )
+    analysis.add_argument("--config-file", default="", help="instead of the folder of a run")
+    analysis.add_argument(
+        "--image-size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="default: INPUT.MIN_SIZE_TEST, and 1.4 times as wide",
+    )
+    analysis.add_argument(
+        "--repeat", type=int, default=5, help="timed runs; 0 only counts, in a second"
+    )
+    analysis.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw how dense and deformable attention grow with the image, as .png",
+    )
+    analysis.set_defaults(weights="")  # only what they cost is of interest
     convert = add("convert", _convert, "convert a checkpoint of the official code")
     convert.add_argument("official", help="the .pth file")
     convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
@@ -253,11 +298,13 @@ def _parser() -> argparse.ArgumentParser:
         look,
         check,
         compare,
+        analysis,
         convert,
         add("env", _env, "print what is in use"),
     ):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
-    visualize.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    for command in (visualize, analysis):
+        command.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser
 
 

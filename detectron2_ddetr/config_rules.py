@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import InputError, UnsupportedError
 from .query_rules import check_queries
-from .toolbox import TOOLBOX, CfgNode, comm
+from .toolbox import TOOLBOX, CfgNode, comm, has_compiled_layers
 
 _ABOVE_0 = math.ulp(0.0)
 _MOST = sys.float_info.max
@@ -64,7 +64,6 @@ _CHOICES = {
 
 #: What the embedded host has of a key of which detectron2 has more.
 _HOST_CHOICES = {
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", ""),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear",),
@@ -105,6 +104,7 @@ def check_config(cfg: CfgNode) -> None:
             raise UnsupportedError(
                 f"{key} {value!r} needs detectron2; without it there is {_either(choices)}"
             )
+    _check_deformable_convolutions(cfg)
     _check_detr(cfg)
     check_queries(cfg)
     _check_schedule(cfg)
@@ -145,6 +145,17 @@ def check_trainer_config(cfg: CfgNode) -> None:
                 "TEST.EXPECTED_RESULTS must be a list of [task, metric, value, tolerance], such as "
                 f"[['bbox', 'AP', 38.5, 0.2]], got {expected!r}"
             )
+
+
+def _check_deformable_convolutions(cfg: CfgNode) -> None:
+    name, stages = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
+    if not any(stages) or not name.startswith(("build_resnet_", "build_retinanet_resnet_")):
+        return
+    if not has_compiled_layers():
+        raise UnsupportedError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {stages}: for that, MODEL.BACKBONE.NAME {name} "
+            "needs detectron2 with its compiled extension; build_detr_resnet_backbone does not"
+        )
 
 
 def _check_detr(cfg: CfgNode) -> None:

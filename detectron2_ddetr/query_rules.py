@@ -1,5 +1,7 @@
 """Which systems of the family and which of their switches can stand together."""
 
+import functools
+
 from .errors import InputError
 from .toolbox import CfgNode
 
@@ -16,7 +18,6 @@ _TRANSFORMERS = {
     "DNDeformableDETR": "build_anchor_transformer",
     "DINO": "build_dino_transformer",
 }
-_REFINE = "set MODEL.DETR.WITH_BOX_REFINE to True"
 
 
 def check_queries(cfg: CfgNode) -> None:
@@ -30,39 +31,51 @@ def check_queries(cfg: CfgNode) -> None:
     node, system = cfg.MODEL.DETR, cfg.MODEL.META_ARCHITECTURE
     for key, value in _SYSTEMS.get(system, {}).items():
         if getattr(node, key) != value:
-            _refuse(key, f"{system} has it {value}", f"set it to {value}")
+            _refuse(cfg, key, "MODEL.META_ARCHITECTURE", "it is made otherwise", f"set {value}")
     transformer = _TRANSFORMERS.get(system, node.TRANSFORMER)
     if node.TRANSFORMER == "build_deformable_transformer" != transformer:
-        _refuse("TRANSFORMER", f"{system} has another", f"set it to {transformer!r}")
+        remedy = f"set {transformer!r}"
+        _refuse(cfg, "TRANSFORMER", "MODEL.META_ARCHITECTURE", "it has its own", remedy)
     anchors = transformer == "build_anchor_transformer"
+    refine, remedy = "MODEL.DETR.WITH_BOX_REFINE", "set WITH_BOX_REFINE to True"
     if node.TWO_STAGE and not node.WITH_BOX_REFINE:
-        _refuse("TWO_STAGE", "proposals are boxes, which only refinement can use", _REFINE)
+        rule = "proposals are boxes, which only refinement can use"
+        _refuse(cfg, "TWO_STAGE", refine, rule, remedy)
     if node.LOOK_FORWARD_TWICE and not node.WITH_BOX_REFINE:
-        _refuse("LOOK_FORWARD_TWICE", "it is about refined boxes", _REFINE)
+        _refuse(cfg, "LOOK_FORWARD_TWICE", refine, "it is about refined boxes", remedy)
     if node.MIXED_SELECTION and not node.TWO_STAGE:
-        _refuse("MIXED_SELECTION", "it is about proposals", "set TWO_STAGE True, or it to False")
+        remedy = "set TWO_STAGE to True, or it to False"
+        _refuse(cfg, "MIXED_SELECTION", "MODEL.DETR.TWO_STAGE", "it is about proposals", remedy)
     denoising = node.DENOISING
     if not denoising.ENABLED:
         return
     if not (node.TWO_STAGE or anchors):
         _refuse(
+            cfg,
             "DENOISING.ENABLED",
+            "MODEL.DETR.TWO_STAGE",
             "noised boxes cannot be queries where queries start from points",
-            "set TWO_STAGE and WITH_BOX_REFINE True, or it to False",
+            "set TWO_STAGE and WITH_BOX_REFINE to True, or it to False",
         )
     if denoising.INDICATOR and not (anchors or node.MIXED_SELECTION):
         _refuse(
+            cfg,
             "DENOISING.INDICATOR",
+            "MODEL.DETR.MIXED_SELECTION",
             "the content of the other queries is not learned, so that no channel of it is free",
-            "set it to False, or MIXED_SELECTION to True",
+            "set MIXED_SELECTION to True, or it to False",
         )
     if denoising.NEGATIVES and not denoising.CORNER_NOISE:
         _refuse(
+            cfg,
             "DENOISING.NEGATIVES",
+            "MODEL.DETR.DENOISING.CORNER_NOISE",
             "they are told from positives by the noise on their corners",
-            "set CORNER_NOISE True, or it to False",
+            "set CORNER_NOISE to True, or it to False",
         )
 
 
-def _refuse(key: str, rule: str, remedy: str) -> None:
-    raise InputError(f"MODEL.DETR.{key} does not go with other keys: {rule}; {remedy}")
+def _refuse(cfg: CfgNode, key: str, other: str, rule: str, remedy: str) -> None:
+    key = f"MODEL.DETR.{key}"
+    value, against = (functools.reduce(getattr, k.split("."), cfg) for k in (key, other))
+    raise InputError(f"{key} is {value!r} but {other} is {against!r}: {rule}; {remedy}")

@@ -97,6 +97,11 @@ else:
     from .host.structures import Boxes, BoxMode, ImageList, Instances
 
 
+def has_compiled_layers() -> bool:
+    """Whether detectron2 is in use, and its extension is there."""
+    return TOOLBOX == "detectron2" and importlib.util.find_spec("detectron2._C") is not None
+
+
 def describe_toolbox() -> str:
     """One line: which toolbox is in use, and where it is."""
     if TOOLBOX == "host":

@@ -30,13 +30,16 @@ def targets(case):
     return [{"labels": case[f"labels_{i}"], "boxes": case[f"boxes_{i}"]} for i in range(n)]
 
 
-def official_state_dict(variant, seed):
+def official_state_dict(variant, seed, scale_rules=()):
     """The seeded weights of the official model, copies included."""
     shapes = json.loads((GOLDEN / f"state_dict_{variant}.json").read_text())
     state = {}
     for key, shape in shapes.items():
         name = key.removeprefix("transformer.decoder.") if "_embed." in key else key
         state[key] = torch.from_numpy(np.asarray(seeded_parameter(name, tuple(shape), seed)))
+        for part, factor in scale_rules:
+            if part in key:
+                state[key] = state[key] * np.float32(factor)
     return state
 
 

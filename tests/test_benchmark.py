@@ -1,6 +1,7 @@
 """tools/benchmark.py: both sides read the same tensors in turn, and nothing is invented."""
 
 import importlib.util
+import platform
 import sys
 import types
 
@@ -151,7 +152,7 @@ def test_a_loss_that_is_not_finite_is_not_timed(peer):
         benchmark.main([*COMMON, "--peer", "recording_peer:build", *SMALL])
 
 
-@pytest.mark.skipif(benchmark.platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
 def test_peak_memory_sees_a_temporary():
     peak = benchmark.peak_extra_mib(lambda: torch.ones(64, 2**20).sum(), torch.device("cpu"))
     assert 250 < peak < 320  # 256 MiB

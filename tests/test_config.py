@@ -179,12 +179,12 @@ def test_files_that_are_no_configs(tmp_path, text, words):
             [*PP, NODE + "DENOISING.ENABLED", True, NODE + "DENOISING.CORNER_NOISE", False],
             ["DENOISING.NEGATIVES", "corners", "CORNER_NOISE"],
         ),
-        ([*PP, ARCH, "DINO"], ["MIXED_SELECTION", "DINO", "set it to True"]),
+        ([*PP, ARCH, "DINO"], ["MIXED_SELECTION is False", "DINO", "set True"]),
         (
             [*PP, NODE + "MIXED_SELECTION", True, ARCH, "DINO"],
             ["TRANSFORMER", "DINO", "'build_dino_transformer'"],
         ),
-        ([ARCH, "HDeformableDETR"], ["TWO_STAGE", "HDeformableDETR", "set it to True"]),
+        ([ARCH, "HDeformableDETR"], ["TWO_STAGE is False", "HDeformableDETR", "set True"]),
         ([*PP, ARCH, "DABDeformableDETR"], ["TWO_STAGE", "DABDeformableDETR", "False"]),
         ([ARCH, "DNDeformableDETR"], ["WITH_BOX_REFINE", "DNDeformableDETR", "True"]),
     ],
@@ -265,7 +265,6 @@ def test_names_that_are_none_of_the_choices(key):
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "'WarmupCosineLR'"),
         ("SOLVER.WARMUP_METHOD", "constant", "'linear'"),
         ("MODEL.RESNETS.NORM", "GN", "'FrozenBN' or 'BN'"),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True], "False, False"),
     ],
 )
 def test_what_only_detectron2_has(key, value, there):

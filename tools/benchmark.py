@@ -19,14 +19,10 @@ With SOLVER.AMP.ENABLED the peer is the same model in float32.
 
 import argparse
 import copy
-import ctypes
 import datetime
-import gc
 import importlib
 import math
 import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -42,10 +38,9 @@ from detectron2_ddetr.collect_env import describe_environment  # noqa: E402
 from detectron2_ddetr.config import load_config  # noqa: E402
 from detectron2_ddetr.data.train_loader import build_train_loader  # noqa: E402
 from detectron2_ddetr.engine.trainer import Trainer  # noqa: E402
+from detectron2_ddetr.measuring import Sides, machine, measure, peak_extra_mib  # noqa: E402
 from detectron2_ddetr.toolbox import Boxes, CfgNode, Instances  # noqa: E402
 
-Sides = dict[str, Callable[[], object]]
-PROC = Path("/proc")  # of Linux
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -109,54 +104,6 @@ def our_functions(cfg: CfgNode, model: nn.Module) -> tuple[Callable, Callable]:
         model(batch)
 
     return train_step, infer
-
-
-def measure(
-    sides: Sides, repeat: int, warmup: int, clock: Callable[[], float], device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each call of each side, which take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for turn in range(-warmup, repeat):
-        for name, run in sides.items():
-            gc.collect()
-            wait()
-            start = clock()
-            run()
-            wait()
-            if turn >= 0:
-                seconds[name].append(clock() - start)
-    return seconds
-
-
-def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Most memory that a call needs beyond what is held before; None where that is not known."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    if platform.libc_ver()[0] != "glibc":
-        return None
-
-    def kib(name: str) -> int:
-        return int(re.search(rf"{name}:\s*(\d+)", (PROC / "self" / "status").read_text())[1])
-
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or reusing it would not count
-    (PROC / "self" / "clear_refs").write_text("5")  # resets VmHWM, the peak of VmRSS
-    before = kib("VmRSS")
-    run()
-    return (kib("VmHWM") - before) / 1024
-
-
-def machine(device: torch.device) -> str:
-    """The processor that does the work, and how many of it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = (PROC / "cpuinfo").read_text() if PROC.exists() else ""
-    name = re.search(r"model name\s*: (.*)", info)
-    return f"{name[1] if name else platform.processor()}, {os.cpu_count()} cores"
 
 
 def summary(seconds: dict[str, list[float]]) -> list[str]:

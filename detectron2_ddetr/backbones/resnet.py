@@ -1,7 +1,8 @@
-"""ResNet with the dilation of torchvision and DETR."""
+"""ResNet with the dilation of torchvision and DETR, and with deformable convolutions."""
 
 from ..errors import InputError
 from ..toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, build_resnet_backbone
+from .deformable_resnet import with_deformable_convolutions
 
 _CHOICES = {
     "DEPTH": (18, 34, 50, 101, 152),
@@ -25,20 +26,33 @@ _OUTPUTS = ("stem", "res2", "res3", "res4", "res5")
 @BACKBONE_REGISTRY.register()
 def build_detr_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """
-    detectron2's ResNet, except that dilation starts at the second block of res5.
+    detectron2's ResNet, with two exceptions:
 
-    MODEL.RESNETS.RES5_DILATION 2 (DC5) makes detectron2 dilate the first block too. The weights
-    are the same but the features are not, and official DC5 checkpoints lose about one AP.
+    * Dilation starts at the second block of res5. MODEL.RESNETS.RES5_DILATION 2 (DC5) makes
+      detectron2 dilate the first block too. The weights are the same but the features are not,
+      and official DC5 checkpoints lose about one AP.
+    * The deformable convolutions of MODEL.RESNETS.DEFORM_ON_PER_STAGE are
+      :mod:`.deformable_resnet`'s.
 
     Raises:
         InputError: for values of MODEL.RESNETS that make no ResNet.
     """
-    _check(cfg.MODEL.RESNETS)
-    backbone = build_resnet_backbone(cfg, input_shape)
-    if cfg.MODEL.RESNETS.RES5_DILATION > 1:
+    node = cfg.MODEL.RESNETS
+    _check(node)
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * len(node.DEFORM_ON_PER_STAGE)
+    backbone = build_resnet_backbone(plain, input_shape)
+    if node.RES5_DILATION > 1:
         first = backbone.res5[0].conv2
         first.dilation, first.padding = (1, 1), (1, 1)
-    return backbone
+    stages = zip(_OUTPUTS[1:], node.DEFORM_ON_PER_STAGE, strict=True)
+    return with_deformable_convolutions(
+        backbone,
+        [name for name, deformable in stages if deformable and hasattr(backbone, name)],
+        modulated=node.DEFORM_MODULATED,
+        num_groups=node.DEFORM_NUM_GROUPS,
+    )
 
 
 def _check(node: CfgNode) -> None:
@@ -62,6 +76,17 @@ def _check(node: CfgNode) -> None:
             f"{prefix}DEPTH {node.DEPTH} needs RES2_OUT_CHANNELS 64, RES5_DILATION 1 and "
             f"NUM_GROUPS 1, got {node.RES2_OUT_CHANNELS}, {node.RES5_DILATION} and "
             f"{node.NUM_GROUPS}"
+        )
+    deformable = node.DEFORM_ON_PER_STAGE
+    if len(deformable) != 4 or not all(isinstance(on, bool) for on in deformable):
+        raise InputError(
+            f"{prefix}DEFORM_ON_PER_STAGE must be True or False for each of res2, res3, res4 and "
+            f"res5, got {deformable}"
+        )
+    if node.DEPTH < 50 and any(deformable):
+        raise InputError(
+            f"{prefix}DEFORM_ON_PER_STAGE is {deformable}, but a ResNet of DEPTH {node.DEPTH} has "
+            "no bottlenecks, whose convolutions they are: set DEPTH to 50 or more"
         )
     width = node.NUM_GROUPS * node.WIDTH_PER_GROUP
     if node.NORM == "GN" and any(

@@ -81,6 +81,8 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
         tensors = _with_counters(tensors, expected)
     parts = (_best_root(found, expected), _resnet_root(expected), "backbone.")
     part = next((p for p in parts if p and tensors and all(k.startswith(p) for k in tensors)), "")
+    if part:
+        tensors = _with_offsets(tensors, expected, source)
     return Weights(tensors, family.name, part)
 
 
@@ -274,3 +276,18 @@ def _with_counters(tensors: StateDict, expected: StateDict) -> StateDict:
         if name.endswith(end) and name.removesuffix(end) + "running_mean" in kept:
             kept.setdefault(name, torch.tensor(0))
     return kept
+
+
+def _with_offsets(tensors: StateDict, expected: StateDict, source: str) -> StateDict:
+    """
+    Weights of a ResNet that knows no deformable convolution are a start for one: its offsets are
+    zero then. Not of a whole detector, which could be evaluated so and would be another one.
+    """
+    missing = [name for name in expected if ".conv2_offset." in name and name not in tensors]
+    if not missing or any(".conv2_offset." in name for name in tensors):
+        return tensors
+    logger.info(
+        f"{source}: has no deformable convolutions; {len(missing)} tensors of conv2_offset, the "
+        f"first {missing[0]}, begin at zero, and so a modulation (DEFORM_MODULATED) at a half"
+    )
+    return tensors | {name: torch.zeros_like(expected[name]) for name in missing}

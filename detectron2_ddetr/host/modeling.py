@@ -160,6 +160,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet from ``MODEL.RESNETS``."""
     opts = cfg.MODEL.RESNETS
     assert opts.RES5_DILATION in (1, 2), f"RES5_DILATION must be 1 or 2, not {opts.RES5_DILATION}"
+    assert not any(opts.DEFORM_ON_PER_STAGE), "DEFORM_ON_PER_STAGE needs detectron2 in this builder"
     small = (opts.RES2_OUT_CHANNELS, opts.RES5_DILATION, opts.NUM_GROUPS) == (64, 1, 1)
     assert opts.DEPTH >= 50 or small, "depth 18 and 34: RES2_OUT_CHANNELS 64, no dilation or groups"
     return ResNet(opts, input_shape.channels, cfg.MODEL.BACKBONE.FREEZE_AT)

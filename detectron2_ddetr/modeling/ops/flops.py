@@ -1,5 +1,5 @@
 """
-How much the operator computes, for counters of FLOPs. Importing this tells PyTorch's.
+How much the operators compute, for counters of FLOPs. Importing this tells PyTorch's.
 
 A sample reads four cells of D channels: 4 D multiplications, each with an addition. What depends on
 no channel (locations, softmax, weights of the four cells) is left out, as counters leave out
@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import ms_deform_attn  # noqa: F401  (defines the operators)
+from . import deform_conv, ms_deform_attn  # noqa: F401  (define the operators)
 
 _ops = torch.ops.detectron2_ddetr
 
@@ -28,7 +28,39 @@ def multiply_adds(value: Sequence[int], weights: Sequence[int]) -> int:
     return 4 * value[3] * math.prod(weights)
 
 
+def dense_multiply_adds(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """
+    Of scaled dot products and of the sums that they weight.
+
+    Args:
+        query, key, value: shapes, (..., Q, D), (..., S, D) and (..., S, D'); the first axes are
+            those of the query.
+    """
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def deform_conv_multiply_adds(
+    x: Sequence[int], weight: Sequence[int], offset: Sequence[int]
+) -> int:
+    """
+    Of a deformable convolution: a tap reads four cells of all C channels, then comes the weight.
+
+    Args:
+        x, weight, offset: shapes, see :func:`.deform_conv.deform_conv2d`.
+    """
+    positions = offset[0] * math.prod(offset[2:])
+    return positions * (4 * x[1] * math.prod(weight[2:]) + math.prod(weight))
+
+
 # PyTorch's counter takes a multiplication and an addition for two.
+
+# It knows dense attention as GPUs compute it, and not by the name that CPUs have for the same.
+for _pass in ("", "_backward"):
+    _name = "_scaled_dot_product_flash_attention"
+    _on_gpus, _on_cpus = (f"{_name}{device}{_pass}" for device in ("", "_for_cpu"))
+    flop_registry.setdefault(
+        getattr(torch.ops.aten, _on_cpus), flop_registry[getattr(torch.ops.aten, _on_gpus)]
+    )
 
 
 @register_flop_formula(_ops.ms_deform_attn)
@@ -55,3 +87,13 @@ def _fused_backward_flops(
 ):
     parts = needs_value + any(needs[:3])
     return parts * 2 * multiply_adds(value, logits)
+
+
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _deform_conv_flops(x, weight, offset, *_, **__):
+    return 2 * deform_conv_multiply_adds(x, weight, offset)
+
+
+@register_flop_formula(torch.ops.torchvision._deform_conv2d_backward)
+def _deform_conv_backward_flops(grad_output, x, weight, offset, *_, **__):
+    return 2 * 2 * deform_conv_multiply_adds(x, weight, offset)  # all of it, whatever is needed
