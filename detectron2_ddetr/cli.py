@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from . import model_zoo
 from .checkpoint import official
-from .checkpoint.files import last_checkpoint
 from .collect_env import describe_environment
 from .config import load_config
 from .data.coco_json import read_coco_json
@@ -16,7 +15,8 @@ from .data.dataset_contents import check_coco_jsons
 from .data.folders import as_coco, layout_of
 from .engine import run
 from .engine.launch import run_in_processes
-from .errors import InputError, MissingFileError, explained
+from .engine.trained_model import files_of_run
+from .errors import InputError, explained
 from .toolbox import setup_logger
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
@@ -75,23 +75,13 @@ def read_run(args: argparse.Namespace, output: str = "") -> None:
         args: `config_file` and `opts` become those of `run`, with its last checkpoint.
         output: the folder inside the run's to write to.
     """
-    folder = args.run
     if args.config_file:
         args.config_file = find_config(args.config_file)
         return
-    if not os.path.isdir(folder):
-        what = f"there is no folder {folder}" if folder else "nothing is given"
-        raise MissingFileError(f"{what}: name the folder of a run first, or give --config-file")
-    for name in ("config.yaml", "last_checkpoint"):
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise MissingFileError(
-                f"{folder} has no {name}, so it is not the folder of a run; that is what "
-                "OUTPUT_DIR was in training"
-            )
-    args.config_file = os.path.join(folder, "config.yaml")
-    if args.weights is None and "MODEL.WEIGHTS" not in args.opts[::2]:
-        args.weights = last_checkpoint(folder)
-    args.opts = ["OUTPUT_DIR", os.path.join(folder, output), *args.opts]
+    args.config_file, weights = files_of_run(args.run, args.weights)
+    if "MODEL.WEIGHTS" not in args.opts[::2]:
+        args.weights = weights
+    args.opts = ["OUTPUT_DIR", os.path.join(args.run, output), *args.opts]
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer
 from .engine.trainer import Trainer
 from .meta_arch import DeformableDETR
+from .predictor import Predictor
 
 __all__ = [
     "Checkpointer",
@@ -28,6 +29,7 @@ __all__ = [
     "DETR_TRANSFORMER_REGISTRY",
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
+    "Predictor",
     "Trainer",
     "add_deformable_detr_config",
     "build_criterion",

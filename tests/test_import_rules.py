@@ -115,7 +115,7 @@ FLOORS = [
     {"build", "collect_env", "inputs"},
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
-    {"visualization", "model_zoo"},
+    {"visualization", "model_zoo", "predictor"},
     {"plugin", "cli", "evaluate"},
     {"tools", "train_net"},
 ]
