@@ -13,11 +13,13 @@ from .config import load_config
 from .data.coco_json import read_coco_json
 from .data.dataset_contents import check_coco_jsons
 from .data.folders import as_coco, layout_of
+from .demo.command import add_predict_arguments, predict
 from .engine import run
 from .engine.launch import run_in_processes
-from .engine.trained_model import files_of_run
+from .engine.run_folder import require_folder
+from .engine.trained_model import files_of_run, with_weights
 from .errors import InputError, explained
-from .toolbox import setup_logger
+from .toolbox import get_cfg, setup_logger
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
 from .visualization.predictions import visualize_run
@@ -30,6 +32,7 @@ examples:
   ddetr train --config-file quick_start.yaml --train train.json images/ --val val.json images/
   ddetr eval output/first
   ddetr visualize output/first
+  ddetr predict output/first photo.jpg holidays/ clip.mp4
   ddetr compare output/first output/second
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
@@ -42,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Taken out by hand: for argparse, the first word that is no option begins the KEY VALUE pairs.
     if len(words) > 1 and words[0] in ("eval", "visualize") and not words[1].startswith("-"):
         folder = words.pop(1)
-    args = _parser().parse_args(words)
-    args.run = folder
+    parser = _parser()
+    args, others = parser.parse_known_args(words)
+    if wrong := [word for word in others if args.command is not _predict or word[:1] == "-"]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    args.run, args.inputs = folder, others
     command = vars(args).pop("command")
     with explained(args.traceback):
         command(args)
@@ -94,24 +100,27 @@ def _visualize(args: argparse.Namespace) -> None:
     read_run(args)
     setup_logger(name="detectron2_ddetr")
     if args.output:
-        _require_folder(args.output, make=True)
+        require_folder(args.output, make=True)
     cfg = run.load(args)
     visualize_run(cfg, args.output or cfg.OUTPUT_DIR, args.num_images, args.score_threshold)
 
 
-def _require_folder(folder: str, *, make: bool = False) -> None:
-    """Before work is done that is to be written there."""
-    try:
-        if make:
-            os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder {folder!r} cannot be made: {error.strerror}") from error
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise InputError(f"folder {folder!r} does not exist, or cannot be written to")
+def _predict(args: argparse.Namespace) -> None:
+    # The first word that is a config key, and no file, begins the KEY VALUE pairs.
+    words, keys = args.inputs, set(get_cfg())
+    is_key = (word.split(".")[0] in keys and not os.path.exists(word) for word in words)
+    end = next((number for number, key in enumerate(is_key) if key), len(words))
+    args.inputs, args.opts = words[:end], words[end:]
+    if not args.config_file:
+        args.run = args.inputs.pop(0) if args.inputs else ""
+    read_run(args)
+    setup_logger(name="detectron2_ddetr")
+    cfg = load_config(args.config_file, with_weights(args.opts, args.weights))
+    predict(cfg, args)
 
 
 def _convert(args: argparse.Namespace) -> None:
-    _require_folder(os.path.dirname(os.path.abspath(args.converted)))
+    require_folder(os.path.dirname(os.path.abspath(args.converted)))
     setup_logger(name="detectron2_ddetr")
     official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
 
@@ -119,7 +128,7 @@ def _convert(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     setup_logger(name="detectron2_ddetr")
     if args.picture:
-        _require_folder(os.path.dirname(os.path.abspath(args.picture)))
+        require_folder(os.path.dirname(os.path.abspath(args.picture)))
     if args.images is None and args.data.endswith(".json"):
         raise InputError(f"{args.data}: name the folder of its images too")
     cfg = load_config(find_config(args.config_file))
@@ -143,7 +152,7 @@ def _draw_training_images(args: argparse.Namespace, json_file: str, image_root: 
 
 
 def _compare(args: argparse.Namespace) -> None:
-    _require_folder(os.path.dirname(os.path.abspath(args.output)))
+    require_folder(os.path.dirname(os.path.abspath(args.output)))
     setup_logger(name="detectron2_ddetr")
     compare_runs(args.runs, args.output)
     sys.stdout.write(f"Wrote {args.output}\n")
@@ -186,6 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     visualize.add_argument("--score-threshold", type=float, default=0.4, help="of what is drawn")
     visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
+    find = add(
+        "predict", _predict, "detect in images, videos or before a webcam with a run (first)"
+    )
+    add_predict_arguments(find)
     check = add("check", _check, "check a data set, and that its images are there")
     check.add_argument(
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
@@ -214,7 +227,14 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
         "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
     )
-    for command in (visualize, check, compare, convert, add("env", _env, "print what is in use")):
+    for command in (
+        visualize,
+        find,
+        check,
+        compare,
+        convert,
+        add("env", _env, "print what is in use"),
+    ):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
     visualize.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser

@@ -116,6 +116,7 @@ FLOORS = [
     {"data", "checkpoint", "meta_arch"},
     {"engine"},
     {"visualization", "model_zoo", "predictor"},
+    {"demo"},
     {"plugin", "cli", "evaluate"},
     {"tools", "train_net"},
 ]
