@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = words.pop(1)
     parser = _parser()
     args, others = parser.parse_known_args(words)
-    if wrong := [word for word in others if args.command is not _predict or word[:1] == "-"]:
+    # A number below zero may be the value of a key.
+    is_option = [word[:1] == "-" and not word[1:2].isdigit() for word in others]
+    if wrong := [w for w, o in zip(others, is_option) if o or args.command is not _predict]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     args.run, args.inputs = folder, others
     command = vars(args).pop("command")

@@ -19,7 +19,11 @@ from .engine.trained_model import (
     with_weights,
 )
 from .errors import InputError
-from .toolbox import CfgNode, Instances, configurable
+from .modeling.tiles import cut_by_window, one_of_each, tile_windows
+from .toolbox import Boxes, CfgNode, Instances, configurable
+
+#: Smaller tiles, px, or more overlap, would be thousands.
+MIN_TILE, MAX_OVERLAP = 32, 0.9
 
 
 class Predictor:
@@ -47,6 +51,8 @@ class Predictor:
         score_threshold: float = 0.0,
         max_detections: int | None = None,
         classes: Sequence[str] | None = None,
+        tiles: int | None = None,
+        tile_overlap: float = 0.25,
     ):
         """
         ``Predictor(cfg)`` takes model, classes and sizes from a config with MODEL.WEIGHTS; the
@@ -64,6 +70,11 @@ class Predictor:
             max_detections: at most so many of an image, the best; None for as many as the model
                 gives.
             classes: names of those to keep; None for all.
+            tiles: side, px, of the tiles that an image longer than that is looked at in, beside
+                the whole of it; see :func:`.tiles.one_of_each` for how the detections become one
+                set. An object that is larger than the overlap is found in the whole image. None
+                for no tiles.
+            tile_overlap: the share of a tile that its neighbour has too, at least.
 
         Raises:
             InputError: for a value that cannot be; for names that the model does not have.
@@ -76,6 +87,10 @@ class Predictor:
             raise InputError(f"score_threshold must be from 0 to 1, got {score_threshold:g}")
         if max_detections is not None and max_detections < 1:
             raise InputError(f"max_detections must be at least 1, got {max_detections}")
+        if tiles is not None and tiles < MIN_TILE:
+            raise InputError(f"tiles must be at least {MIN_TILE} px, got {tiles}")
+        if not 0 <= tile_overlap <= MAX_OVERLAP:
+            raise InputError(f"tile_overlap must be from 0 to {MAX_OVERLAP}, got {tile_overlap:g}")
         self.model = model
         self.mapper = mapper
         self.class_names = None if class_names is None else list(class_names)
@@ -84,6 +99,8 @@ class Predictor:
         self.batch_size = batch_size
         self.score_threshold = score_threshold
         self.max_detections = max_detections
+        self.tiles = tiles
+        self.tile_overlap = tile_overlap
         self._kept_labels = None if classes is None else self._labels_of(classes)
 
     @classmethod
@@ -161,7 +178,34 @@ class Predictor:
             images: (H, W, 3) uint8 RGB each.
             names: what messages call them.
         """
-        return [self._select(found) for found in self._detect(images, names)]
+        if self.tiles is None:
+            return [self._select(found) for found in self._detect(images, names)]
+        return [self._select(self._in_tiles(*pair)) for pair in zip(images, names)]
+
+    def _in_tiles(self, image: np.ndarray, name: str) -> Instances:
+        """What the model finds in the whole image and in its tiles, each object once."""
+        height, width = image.shape[:2]
+        windows = tile_windows(height, width, self.tiles, self.tile_overlap)
+        found = self._detect([image], [name])
+        if len(windows) == 1:
+            return found[0]
+        for some in batches(windows, self.batch_size):
+            tiles = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in some]
+            found += self._detect(tiles, [name] * len(some))
+        windows = [(0, 0, width, height), *windows]
+        shifts = [torch.tensor(window[:2] * 2) for window in windows]
+        moved = [f.pred_boxes.tensor + shift for f, shift in zip(found, shifts)]
+        cut = [cut_by_window(b, window, height, width) for b, window in zip(moved, windows)]
+        boxes, scores = torch.cat(moved), torch.cat([f.scores for f in found])
+        labels = torch.cat([f.pred_classes for f in found])
+        numbers = torch.arange(len(windows)).repeat_interleave(
+            torch.tensor([len(f) for f in found])
+        )
+        keep = one_of_each(boxes, scores, labels, numbers, torch.cat(cut))
+        merged = Instances((height, width))
+        merged.pred_boxes, merged.scores = Boxes(boxes[keep]), scores[keep]
+        merged.pred_classes = labels[keep]
+        return merged
 
     def _each(self, images: Any) -> Iterator[tuple[GivenImage, Instances]]:
         for some in batches(given_images(images), self.batch_size):

@@ -18,7 +18,6 @@ from detectron2_ddetr.toolbox import Boxes, Instances
 from detectron2_ddetr.visualization.detections import picture_of_detections
 from detectron2_ddetr.visualization.drawing import class_color, style_of
 
-from .conftest import ROOT
 from .test_cli import catalogs, loggers  # noqa: F401  (fixtures for each test)
 from .test_predictor import CELLS, IDS, broken_files, picture, run, sound_files  # noqa: F401
 
@@ -146,12 +145,35 @@ def test_options_and_keys_between_and_behind_the_inputs(run, tmp_path, monkeypat
     monkeypatch.setattr(command, "Predictor", lambda *a, **k: taken.append((a, k)) or make(*a, **k))
     (tmp_path / "INPUT.png").write_bytes(b"")
     Image.fromarray(picture()).save("INPUT.png")
-    words = [CELLS[0], "--top-k", 3, "INPUT.png", "--class", "red", "--class", "platelet"]
-    words += ["--json", "found.json", "INPUT.MIN_SIZE_TEST", "64", "TEST.DETECTIONS_PER_IMAGE", 9]
+    words = [
+        CELLS[0],
+        "--tiles",
+        500,
+        "--top-k",
+        3,
+        "INPUT.png",
+        "--class",
+        "red",
+        "--class",
+        "platelet",
+    ]
+    words += [
+        "--json",
+        "found.json",
+        "INPUT.MIN_SIZE_TEST",
+        "64",
+        "TEST.DETECTIONS_PER_IMAGE",
+        9,
+        "SEED",
+        "-1",
+    ]
     predict(run, *words)
     (cfg,), options = taken[0]
     assert cfg.INPUT.MIN_SIZE_TEST == 64 and cfg.TEST.DETECTIONS_PER_IMAGE == 9
-    assert options == {"batch_size": 1, "max_detections": 3, "classes": ["red", "platelet"]}
+    assert options == {
+        "batch_size": 1, "max_detections": 3, "classes": ["red", "platelet"],
+        "tiles": 500, "tile_overlap": 0.25,
+    }  # fmt: skip
     found = json.loads((tmp_path / "found.json").read_text())
     assert {r["image_id"] for r in found} == {CELLS[0], "INPUT.png"}
     assert {r["category_id"] for r in found} <= {IDS[0], IDS[2]} and len(found) <= 6
@@ -340,8 +362,3 @@ def test_boxes_lie_where_they_were(shape, scale):
 def test_lines_on_a_strip_follow_its_short_side():
     assert style_of((50, 10_000), 1) == style_of((50, 200), 1)
     assert style_of((480, 640), 1).font == 13  # as ever
-
-
-def test_the_readme_shows_it():
-    text = (ROOT / "README.md").read_text()
-    assert "ddetr predict output/demo" in text

@@ -49,6 +49,8 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add("--score-threshold", type=float, metavar="S", help="default: 0.4; with --json 0")
     add("--top-k", type=int, metavar="K", help="at most so many detections of an image")
     add("--class", dest="classes", action="append", metavar="NAME", help="only it; again for more")
+    add("--tiles", type=int, metavar="SIDE", help="look at large images in tiles of so many px too")
+    add("--tile-overlap", type=float, default=0.25, metavar="SHARE", help="default: %(default)s")
     add("--batch-size", type=int, default=1, metavar="N", help="images at a time")
 
 
@@ -64,7 +66,12 @@ def predict(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     plan = plan_of(args)
     predictor = Predictor(
-        cfg, batch_size=args.batch_size, max_detections=args.top_k, classes=args.classes
+        cfg,
+        batch_size=args.batch_size,
+        max_detections=args.top_k,
+        classes=args.classes,
+        tiles=args.tiles,
+        tile_overlap=args.tile_overlap,
     )
     run = _Run(predictor, args.score_threshold, plan)
     with ExitStack() as stack:
