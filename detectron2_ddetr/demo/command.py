@@ -46,7 +46,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", metavar="FILE", help="write all detections to it, and pictures with --output only"
     )
     add("--ids-of", metavar="FILE", help="COCO json that has the ids for --json")
-    add("--score-threshold", type=float, metavar="S", help="default: 0.4; with --json 0")
+    add(
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help="default: 0.4 of what is drawn, 0 of --json",
+    )
     add("--top-k", type=int, metavar="K", help="at most so many detections of an image")
     add("--class", dest="classes", action="append", metavar="NAME", help="only it; again for more")
     add("--tiles", type=int, metavar="SIDE", help="look at large images in tiles of so many px too")

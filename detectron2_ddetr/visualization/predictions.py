@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
-from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.image_files import describe_image, read_image
-from ..engine.trained_model import load_trained_model, require_weights
+from ..engine.trained_model import require_weights
 from ..errors import InputError
+from ..predictor import Predictor
 from ..toolbox import BoxMode, CfgNode, DatasetCatalog, Instances, MetadataCatalog
 from .choice import choose_images
 from .confusion import confusion_of_run
@@ -197,11 +196,7 @@ def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: f
     dataset_dicts = choose_images(DatasetCatalog.get(name), num_images)
     if not dataset_dicts:
         raise InputError(f"DATASETS.TEST: {name!r} has no images to draw")
-    model = load_trained_model(cfg).model
-    mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-    with torch.no_grad():
-        # One at a time: padding changes the result a little.
-        results = [model([mapper(d)])[0]["instances"].to("cpu") for d in dataset_dicts]
+    results = Predictor(cfg)([d["file_name"] for d in dataset_dicts])
     best = max((float(r.scores.max()) for r in results if len(r)), default=0.0)
     if best < score_threshold:
         logger.warning(
