@@ -9,7 +9,7 @@ On data of your own, a COCO json and a folder of images each:
     python train_net.py --config-file configs/X.yaml --train a.json images/ --val b.json images/
 """
 
-from detectron2_ddetr.cli import run_everywhere
+from detectron2_ddetr.commands import run_everywhere
 from detectron2_ddetr.engine.run import run_argument_parser
 from detectron2_ddetr.errors import explained
 

@@ -1,31 +1,14 @@
 """The command `ddetr`."""
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 
-from . import model_zoo
-from .analysis.attention_cost import setting_of
-from .analysis.report import analyze, default_size
-from .checkpoint import official
-from .checkpoint.files import last_checkpoint
-from .collect_env import describe_environment
-from .config import load_config
-from .data.coco_json import read_coco_json
-from .data.dataset_contents import check_coco_jsons
-from .data.folders import as_coco, layout_of
+from . import commands
+from .demo.command import add_predict_arguments
 from .engine import run
-from .engine.launch import run_in_processes
-from .errors import InputError, MissingFileError, explained
-from .toolbox import get_cfg, setup_logger
-from .visualization.attention_cost import draw_attention_cost
-from .visualization.comparison import compare_runs
-from .visualization.curves_hook import DrawCurves
-from .visualization.inspection.command import add_inspect_arguments, inspect
-from .visualization.predictions import visualize_run
-from .visualization.training_images import DrawTrainingImages, draw_training_images
+from .errors import explained
+from .visualization.inspection.command import add_inspect_arguments
 
 EPILOG = """
 examples:
@@ -35,6 +18,7 @@ examples:
   ddetr eval output/first
   ddetr visualize output/first
   ddetr inspect output/first photo.jpg
+  ddetr predict output/first photo.jpg holidays/ clip.mp4
   ddetr compare output/first output/second
   ddetr analyze --config-file deformable_detr_R_50_50ep.yaml
 
@@ -54,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = words.pop(1)
     parser = _parser()
     args, others = parser.parse_known_args(words)
-    if wrong := [word for word in others if args.command is not _inspect or word[:1] == "-"]:
+    # A number below zero may be the value of a key.
+    takes_inputs = args.command in (commands.predict, commands.inspect)
+    is_option = [word[:1] == "-" and not word[1:2].isdigit() for word in others]
+    if wrong := [w for w, o in zip(others, is_option) if o or not takes_inputs]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     args.run, args.inputs = folder, others
     command = vars(args).pop("command")
@@ -62,171 +49,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(args)
 
 
-def run_everywhere(args: argparse.Namespace) -> None:
-    """:func:`run.main` in all processes of a training or an evaluation."""
-    args.config_file = find_config(args.config_file)
-    run_in_processes(_run_here, args)
-
-
-def _run_here(args: argparse.Namespace) -> None:
-    with explained(args.traceback):
-        run.main(args, [DrawCurves(), DrawTrainingImages()])
-
-
-def find_config(config_file: str) -> str:
-    """A path as it is, or else the path of a config of the model zoo."""
-    if not config_file:
-        raise InputError("--config-file is missing: give a YAML file or a name of the model zoo")
-    return config_file if os.path.isfile(config_file) else model_zoo.get_config_file(config_file)
-
-
-def read_run(args: argparse.Namespace, output: str = "") -> None:
-    """
-    Takes config and weights from the folder of a run, unless there is a --config-file.
-
-    Args:
-        args: `config_file` and `opts` become those of `run`, with its last checkpoint.
-        output: the folder inside the run's to write to.
-    """
-    folder = args.run
-    if args.config_file:
-        args.config_file = find_config(args.config_file)
-        return
-    if not os.path.isdir(folder):
-        what = f"there is no folder {folder}" if folder else "nothing is given"
-        raise MissingFileError(f"{what}: name the folder of a run first, or give --config-file")
-    for name in ("config.yaml", "last_checkpoint"):
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise MissingFileError(
-                f"{folder} has no {name}, so it is not the folder of a run; that is what "
-                "OUTPUT_DIR was in training"
-            )
-    args.config_file = os.path.join(folder, "config.yaml")
-    if args.weights is None and "MODEL.WEIGHTS" not in args.opts[::2]:
-        args.weights = last_checkpoint(folder)
-    args.opts = ["OUTPUT_DIR", os.path.join(folder, output), *args.opts]
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    # A folder of its own: the config and the log of the run stay those of its training.
-    read_run(args, output="eval")
-    run_everywhere(args)
-
-
-def _visualize(args: argparse.Namespace) -> None:
-    read_run(args)
-    setup_logger(name="detectron2_ddetr")
-    if args.output:
-        _require_folder(args.output, make=True)
-    cfg = run.load(args)
-    visualize_run(cfg, args.output or cfg.OUTPUT_DIR, args.num_images, args.score_threshold)
-
-
-def _require_folder(folder: str, *, make: bool = False) -> None:
-    """Before work is done that is to be written there."""
-    try:
-        if make:
-            os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder {folder!r} cannot be made: {error.strerror}") from error
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise InputError(f"folder {folder!r} does not exist, or cannot be written to")
-
-
-def _inspect(args: argparse.Namespace) -> None:
-    # The first word that is a config key, and no file, begins the KEY VALUE pairs.
-    words, keys = args.inputs, set(get_cfg())
-    is_key = (word.split(".")[0] in keys and not os.path.exists(word) for word in words)
-    end = next((number for number, key in enumerate(is_key) if key), len(words))
-    images, args.opts = words[:end], words[end:]
-    if not args.config_file:
-        args.run = images.pop(0) if images else ""
-    read_run(args)
-    setup_logger(name="detectron2_ddetr")
-    weights = [] if args.weights is None else ["MODEL.WEIGHTS", args.weights]
-    cfg = load_config(args.config_file, [*args.opts, *weights])
-    args.output = args.output or os.path.join(cfg.OUTPUT_DIR, "inspect")
-    _require_folder(args.output, make=True)
-    inspect(cfg, images, args)
-
-
-def _convert(args: argparse.Namespace) -> None:
-    _require_folder(os.path.dirname(os.path.abspath(args.converted)))
-    setup_logger(name="detectron2_ddetr")
-    official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
-
-
-def _check(args: argparse.Namespace) -> None:
-    setup_logger(name="detectron2_ddetr")
-    if args.picture:
-        _require_folder(os.path.dirname(os.path.abspath(args.picture)))
-    if args.images is None and args.data.endswith(".json"):
-        raise InputError(f"{args.data}: name the folder of its images too")
-    cfg = load_config(find_config(args.config_file))
-    with tempfile.TemporaryDirectory(prefix="ddetr_check_") as folder:
-        jsons = {args.data: (args.data, args.images)}
-        if args.images is None:
-            splits = layout_of(args.data).splits or ["train"]
-            jsons = {split: as_coco(args.data, split, folder) for split in splits}
-        sys.stdout.write(check_coco_jsons(jsons, cfg) + "\n")
-        if args.picture:
-            _draw_training_images(args, *next(iter(jsons.values())))
-
-
-def _draw_training_images(args: argparse.Namespace, json_file: str, image_root: str) -> None:
-    """Writes --picture, of the images of one json."""
-    data = read_coco_json(json_file, image_root)
-    opts = ["MODEL.DETR.NUM_CLASSES", len(data.class_names)]
-    cfg = load_config(find_config(args.config_file), opts)
-    dataset_dicts = data.dataset_dicts(image_root, None)
-    draw_training_images(cfg, dataset_dicts, data.class_names, args.picture)
-
-
-def _compare(args: argparse.Namespace) -> None:
-    _require_folder(os.path.dirname(os.path.abspath(args.output)))
-    setup_logger(name="detectron2_ddetr")
-    compare_runs(args.runs, args.output)
-    sys.stdout.write(f"Wrote {args.output}\n")
-
-
-def _analyze(args: argparse.Namespace) -> None:
-    if args.picture:
-        _require_folder(os.path.dirname(os.path.abspath(args.picture)))
-    read_run(args)
-    cfg = load_config(args.config_file, args.opts)
-    if args.repeat:
-        run.check_device(cfg)
-    size = tuple(args.image_size or default_size(cfg))
-    sys.stdout.write(analyze(cfg, size, args.repeat) + "\n")
-    if args.picture:
-        draw_attention_cost(setting_of(cfg), args.picture)
-        sys.stdout.write(f"Wrote {args.picture}\n")
-
-
-def _env(args: argparse.Namespace) -> None:
-    sys.stdout.write(describe_environment() + "\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ddetr", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable, summary: str, **options) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary, **options)
+        added = subparsers.add_parser(name, help=summary, description=summary, **options)
         added.set_defaults(command=command)
         return added
 
     def add_run(name: str, command: Callable, summary: str, **defaults) -> None:
         add(name, command, summary, parents=[run.run_argument_parser()], add_help=False)
-        commands.choices[name].set_defaults(**defaults)
+        subparsers.choices[name].set_defaults(**defaults)
 
-    add_run("train", run_everywhere, "train from a config")
-    add_run("eval", _evaluate, "evaluate the folder of a run (first), or a config", eval_only=True)
+    add_run("train", commands.run_everywhere, "train from a config")
+    add_run(
+        "eval",
+        commands.evaluate,
+        "evaluate the folder of a run (first), or a config",
+        eval_only=True,
+    )
 
     visualize = add(
-        "visualize", _visualize, "draw predictions, curves and confusions of a run (first)"
+        "visualize", commands.visualize, "draw predictions, curves and confusions of a run (first)"
     )
     visualize.add_argument(
         "--config-file", default="", help="instead of the folder of a run, with MODEL.WEIGHTS"
@@ -240,9 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     visualize.add_argument("--score-threshold", type=float, default=0.4, help="of what is drawn")
     visualize.add_argument("--output", help="folder of the pictures; default: that of the run")
-    look = add("inspect", _inspect, "draw what a run (first) looks at in images, and why")
+    look = add("inspect", commands.inspect, "draw what a run (first) looks at in images, and why")
     add_inspect_arguments(look)
-    check = add("check", _check, "check a data set, and that its images are there")
+    find = add(
+        "predict",
+        commands.predict,
+        "detect in images, videos or before a webcam with a run (first)",
+    )
+    add_predict_arguments(find)
+    check = add("check", commands.check, "check a data set, and that its images are there")
     check.add_argument(
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
     )
@@ -258,12 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         help="says how many boxes of an image can be found, and how --picture is augmented; "
         "default: %(default)s",
     )
-    compare = add("compare", _compare, "draw the curves of several runs into one picture")
+    compare = add("compare", commands.compare, "draw the curves of several runs into one picture")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     compare.add_argument("--output", default="compare.png", help="default: %(default)s")
     analysis = add(
         "analyze",
-        _analyze,
+        commands.count,
         "parameters, FLOPs, time and memory of a run (first), or a config",
         epilog="example: ddetr analyze output/first --image-size 800 1120 --picture attention.png",
     )
@@ -284,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         help="draw how dense and deformable attention grow with the image, as .png",
     )
     analysis.set_defaults(weights="")  # only what they cost is of interest
-    convert = add("convert", _convert, "convert a checkpoint of the official code")
+    convert = add("convert", commands.convert, "convert a checkpoint of the official code")
     convert.add_argument("official", help="the .pth file")
     convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
     convert.add_argument(
@@ -299,8 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         check,
         compare,
         analysis,
+        find,
         convert,
-        add("env", _env, "print what is in use"),
+        add("env", commands.env, "print what is in use"),
     ):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
     for command in (visualize, analysis):

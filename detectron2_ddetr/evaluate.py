@@ -11,10 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .data.coco_dataset import CocoDataset
 from .engine.box_metrics import BoxMetrics, box_metrics, run_coco, summary_line
 from .engine.detections_file import read_detections
-from .engine.ground_truth import GroundTruth
+from .engine.ground_truth import truth_of_file
 from .errors import InputError, explained
 
 
@@ -29,9 +28,7 @@ def evaluate(predictions: str, truth: str, max_detections: int = 100) -> BoxMetr
     """
     if max_detections < 1:
         raise InputError(f"--max-detections is {max_detections}, but must be at least 1")
-    # Read as a registered data set is, so that the same is mended.
-    CocoDataset(truth, truth, None).number_classes(None)
-    boxes = GroundTruth(truth)
+    boxes = truth_of_file(truth)
     if not boxes.coco.anns:
         raise InputError(f"{truth}: has no annotations, with which detections could be compared")
     results = read_detections(predictions, boxes)

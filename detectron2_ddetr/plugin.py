@@ -28,6 +28,7 @@ from .meta_arch import (
     HDeformableDETR,
 )
 from .modeling import capture
+from .predictor import Predictor
 
 __all__ = [
     "Checkpointer",
@@ -39,6 +40,7 @@ __all__ = [
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
     "HDeformableDETR",
+    "Predictor",
     "Trainer",
     "add_deformable_detr_config",
     "build_criterion",

@@ -3,7 +3,8 @@
 import logging
 from types import SimpleNamespace
 
-from detectron2_ddetr.engine.console import Progress, in_words, last_layer
+from detectron2_ddetr.data.time_left import in_words
+from detectron2_ddetr.engine.console import Progress, last_layer
 
 
 class Storage:

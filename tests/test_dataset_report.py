@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detectron2_ddetr import check_coco_json, cli
-from detectron2_ddetr.data import in_threads
+from detectron2_ddetr.data import in_threads, time_left
 from detectron2_ddetr.data.box_columns import boxes_of
 from detectron2_ddetr.data.dataset_contents import check_contents
 from detectron2_ddetr.data.same_files import same_files
@@ -303,10 +303,10 @@ def test_hardly_anything_is_read(tmp_path, monkeypatch):
 def test_progress_and_the_time_left_are_said(monkeypatch, caplog):
     """64 of 192 took 3 s, so the other 128 will take 6."""
     now = iter([100.0, 103.0, 104.0, 105.0])
-    monkeypatch.setattr(in_threads.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: next(now))
     with caplog.at_level(logging.INFO, logger="detectron2_ddetr"):
         assert [*in_threads.in_threads(abs, range(-192, 0), "counting")] == [*range(192, 0, -1)]
-    assert caplog.messages == ["counting: 64 of 192 images, 6 s left"]
+    assert caplog.messages == ["counting: 64 of 192 images, 0:00:06 left"]
 
 
 def test_many_copies_do_not_fill_the_screen(tmp_path, caplog, config):  # noqa: F811

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 
-from detectron2_ddetr import cli
+from detectron2_ddetr import commands
 from detectron2_ddetr.checkpoint.class_names import read_class_names
 from detectron2_ddetr.data import dataset_contents
 from detectron2_ddetr.data.class_names import check_datasets
@@ -32,7 +32,7 @@ def given(tmp_path, monkeypatch):
 
     def config_of(*words):
         args = run_argument_parser().parse_args([*map(str, words), "OUTPUT_DIR", "out"])
-        args.config_file = cli.find_config("quick_start.yaml")
+        args.config_file = commands.find_config("quick_start.yaml")
         args.opts += ["MODEL.DEVICE", "cpu"]
         return setup(args)
 

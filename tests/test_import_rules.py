@@ -115,8 +115,9 @@ FLOORS = [
     {"build", "collect_env", "inputs", "measuring"},
     {"data", "checkpoint", "meta_arch"},
     {"engine", "analysis"},
-    {"visualization", "model_zoo"},
-    {"plugin", "cli", "evaluate"},
+    {"visualization", "model_zoo", "predictor"},
+    {"demo"},
+    {"plugin", "cli", "commands", "evaluate"},
     {"tools", "train_net"},
 ]
 

@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from detectron2_ddetr import Trainer, build_optimizer, load_config, model_zoo
+from detectron2_ddetr import Trainer, build_optimizer, cli, evaluate, load_config, model_zoo
+from detectron2_ddetr.checkpoint.checkpointer import Checkpointer
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import TOOLBOX, DefaultTrainer, build_model
 
-from .conftest import ROOT, small_cfg
+from .conftest import DATA, ROOT, small_cfg
+from .test_cli import loggers  # noqa: F401  (a fixture for each test)
 from .test_cross_toolbox import write_dataset
 from .test_gradients import BATCHES, without_gradient
 
@@ -130,6 +134,45 @@ def test_operator():
     }
     exec(code, names)
     assert names["output"].shape == (1, 3, 8)
+
+
+def test_predict(tmp_path, monkeypatch):
+    """Commands and Python, with a thin random model for that of `make demo`, of fewer images."""
+    demo = tmp_path / "output" / "demo"
+    demo.mkdir(parents=True)
+    opts = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 64, "OUTPUT_DIR", str(demo)]
+    cfg = small_cfg(*opts, "DATASETS.CLASS_NAMES", ["RBC", "WBC", "Platelets"])
+    (demo / "config.yaml").write_text(cfg.dump())
+    Checkpointer(build_model(cfg), str(demo)).save("model_final")
+    photos = sorted((DATA / "val").glob("*.jpg"))[:4]
+    places = ["photo.jpg", "folder/a.jpg", "scans/b.png", f"datasets/bccd/val/{photos[3].name}"]
+    for photo, place in zip(photos, places):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photo).save(tmp_path / place)
+    (tmp_path / "datasets" / "bccd" / "annotations").symlink_to(DATA / "annotations")
+
+    commands = [code.replace("\\\n", " ") for code in blocks("") if "ddetr predict" in code]
+    lines = [line for code in commands for line in code.splitlines() if "predict " in line]
+    lines += [line for code in commands for line in code.splitlines() if "evaluate" in line]
+    lines = [line for line in lines if "output/first" not in line]
+    assert len(lines) == 3
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        program, *words = shlex.split(line)
+        cli.main(words) if program == "ddetr" else evaluate.main(words[2:])
+    assert Path("predictions", "photo.jpg").is_file()
+    found = json.loads(Path("found.json").read_text())
+    assert len({r["image_id"] for r in found}) == 1 and {r["category_id"] for r in found} <= {
+        1,
+        2,
+        3,
+    }
+    names = {"array": np.zeros((30, 40, 3), np.uint8)}
+    exec(block("Predictor.from_run"), names)
+    assert [Path(row["image"]).name for row in names["rows"]] == [
+        "photo.jpg", "a.jpg", "b.png", "image 3"
+    ]  # fmt: skip
+    assert names["instances"].image_size == (480, 640)
 
 
 @needs_detectron2

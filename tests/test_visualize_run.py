@@ -26,7 +26,7 @@ from .conftest import ROOT, small_cfg
 )
 def test_refused_before_a_model_is_built(monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(predictions, "build_model", lambda cfg: pytest.fail("was built"))
+    monkeypatch.setattr(predictions, "Predictor", lambda cfg: pytest.fail("was built"))
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
     opts += [] if "MODEL.WEIGHTS" in message else ["MODEL.WEIGHTS", "model_final.pth"]
     options, keys = (words, []) if words[:1] != ["DATASETS.TEST"] else ([], words)

@@ -60,6 +60,10 @@ class Checkpointer(DetectionCheckpointer):
         self.needs_head = needs_head
         self.class_names = None if class_names is None else list(class_names)
         self.category_ids = None if category_ids is None else list(category_ids)
+        #: What the file that was loaded last says of its classes, as `class_names` and
+        #: `category_ids`; None where it says nothing.
+        self.found_names: list[str] | None = None
+        self.found_ids: list[int | str] | None = None
         self._resumes = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -147,6 +151,7 @@ class Checkpointer(DetectionCheckpointer):
         source = f"{filename}, {family}," if family else filename
         expected = self.model.state_dict()
         names = class_names_of(checkpoint, filename) or official_class_names(family, found)
+        self.found_names, self.found_ids = names, checkpoint.get(CATEGORY_IDS)
         if self._begins_training:
             tensors, lines = fit_classes_and_queries(found, expected, names, self.class_names)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config_rules import check_config
 from ..errors import InputError
@@ -95,19 +96,37 @@ class DeformableDETRDatasetMapper:
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
 
-        augmented = T.AugInput(image)
         with _numpy_seeded_by(dataset_dict.get("draw")):
-            transforms = self.augmentations(augmented)
+            sample["image"], transforms = self.augmented(image, describe_image(dataset_dict))
+        if self.is_train:
+            sample["instances"] = self._to_instances(
+                dataset_dict, transforms, tuple(sample["image"].shape[1:])
+            )
+        return sample
+
+    def augmented(self, image: np.ndarray, where: str) -> tuple[Tensor, T.TransformList]:
+        """
+        What becomes of the pixels of an image.
+
+        Args:
+            image: (H, W, 3) uint8 in the channel order `image_format`.
+            where: what messages call it.
+
+        Returns:
+            (3, H', W') uint8, and what was done to it.
+
+        Raises:
+            InputError: if the augmentations give something else.
+        """
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
         image = augmented.image
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(
-                f"{describe_image(dataset_dict)}: the augmentations {self.augmentations} must give "
-                f"(height, width, 3) uint8, got {image.shape} {image.dtype}; correct them"
+                f"{where}: the augmentations {self.augmentations} must give (height, width, 3) "
+                f"uint8, got {image.shape} {image.dtype}; correct them"
             )
-        sample["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-        if self.is_train:
-            sample["instances"] = self._to_instances(dataset_dict, transforms, image.shape[:2])
-        return sample
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), transforms
 
     def _read_image(self, dataset_dict: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) uint8, checked against the size in the dataset dict."""

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: instead of scaling them: an X-ray or a depth map becomes all white, or all black.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
+#: How the names of image files end, in small letters.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
 #: What Pillow's decoders raise for a file that is cut off, corrupt or no image.
 DECODING_ERRORS = (
     OSError,
@@ -82,18 +85,39 @@ def read_image(
     """
     if image_format not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {image_format!r}")
-    try:
-        with _opened(file_name) as image:
-            image.load()  # which turns a TIFF by itself, and takes the orientation off it
-            transpose = _UPRIGHT.get(_orientation(image))
-            if transpose is not None:
-                image = image.transpose(transpose)
-            array = np.asarray(image.convert("RGB"))
-    except _Unreadable as error:
-        raise InputError(
-            f"{where or file_name}: {error.reason}; {error.remedy}"
-        ) from error.__cause__
+    with _named(file_name if where is None else where), _opened(file_name) as image:
+        array = _upright_pixels(image)
     return array[..., ::-1] if image_format == "BGR" else array
+
+
+def pillow_pixels(image: Image.Image, where: str) -> np.ndarray:
+    """
+    :func:`read_image`, as RGB, of what is an image of Pillow already.
+
+    Raises:
+        InputError: names the image as `where` does.
+    """
+    with _named(where), _decoding(""):
+        _check_mode(image)
+        return _upright_pixels(image)
+
+
+def _upright_pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    image.load()  # which turns a TIFF by itself, and takes the orientation off it
+    transpose = _UPRIGHT.get(_orientation(image))
+    if transpose is not None:
+        image = image.transpose(transpose)
+    return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What is :class:`_Unreadable` inside becomes an InputError about the image `where`."""
+    try:
+        yield
+    except _Unreadable as error:
+        raise InputError(f"{where}: {error.reason}; {error.remedy}") from error.__cause__
 
 
 def image_size(file_name: str) -> tuple[int, int]:
@@ -103,11 +127,8 @@ def image_size(file_name: str) -> tuple[int, int]:
     Raises:
         InputError: names the file, what is wrong with it, and the remedy.
     """
-    try:
-        with _opened(file_name) as image:
-            return _upright_size(image, _orientation(image))
-    except _Unreadable as error:
-        raise InputError(f"{file_name}: {error.reason}; {error.remedy}") from error.__cause__
+    with _named(file_name), _opened(file_name) as image:
+        return _upright_size(image, _orientation(image))
 
 
 def size_fault(
@@ -224,16 +245,26 @@ def _header(dataset_dict: dict[str, Any]) -> tuple[int, int, bool, int] | _Unrea
 @contextmanager
 def _opened(file_name: str) -> Iterator[Image.Image]:
     """The open image; its errors, and those of what is done with it, are :class:`_Unreadable`."""
-    again = "replace it by an intact copy, or remove the image from the json"
+    with _decoding(file_name), Image.open(file_name) as image:
+        _check_mode(image)
+        yield image
+
+
+@contextmanager
+def _decoding(file_name: str) -> Iterator[None]:
+    """
+    Errors of Pillow's become :class:`_Unreadable`.
+
+    Args:
+        file_name: "" for an image that somebody else has opened.
+    """
+    again = "replace it by an intact copy, or leave the image out"
     try:
-        with Image.open(file_name) as image:
-            if image.mode not in MODES:
-                raise _Unreadable(*_mode_fault(image.mode))
-            yield image
+        yield
     except FileNotFoundError as error:
         raise _Unreadable(
             "the file does not exist",
-            "restore it, or correct the image root or the image's file_name in the json",
+            "restore it, or correct its path; in a json, file_name or the image root",
         ) from error
     except Image.DecompressionBombError as error:
         raise _Unreadable(
@@ -248,6 +279,11 @@ def _opened(file_name: str) -> Iterator[Image.Image]:
         if isinstance(error, UnidentifiedImageError):
             text = f"it begins with {_beginning(file_name)!r}, as no image that Pillow knows"
         raise _Unreadable(f"the file cannot be decoded ({text})", again) from error
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode not in MODES:
+        raise _Unreadable(*_mode_fault(image.mode))
 
 
 def _beginning(file_name: str) -> bytes:

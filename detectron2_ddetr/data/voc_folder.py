@@ -5,8 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..errors import InputError, MissingFileError
-from .image_files import image_size
-from .yolo_folder import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS, image_size
 
 #: Names of ImageSets/Main/NAME.txt for each split.
 SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid", "test")}

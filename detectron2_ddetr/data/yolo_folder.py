@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from ..errors import InputError, MissingFileError
-from .image_files import image_size
+from .image_files import IMAGE_ENDINGS, image_size
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 #: Keys of data.yaml for each split; exports call the second one by either name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "test")}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ..data.time_left import in_words
 from ..toolbox import HookBase
 
 # That of the package: its name takes the fewest of the columns.
@@ -40,12 +41,6 @@ class Progress(HookBase):
         cells |= {name: f"{latest[name]:.4g}" for name in last_layer(latest)}
         cells |= {name: f"{latest[name]:.3g}" for name in ("time", "lr") if name in latest}
         logger.info("  ".join(f"{name}: {value}" for name, value in cells.items()))
-
-
-def in_words(seconds: float) -> str:
-    """Hours, also more than 24 of them, minutes and seconds."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def last_layer(names: Iterable[str]) -> list[str]:

@@ -3,14 +3,44 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ..data.findings import shown
 from ..errors import InputError, MissingFileError
+from ..toolbox import Instances
 from .ground_truth import GroundTruth
+
+#: (n, 4) boxes (x, y, width, height) in px, (n,) scores and class numbers
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: The name of the file that an evaluation writes.
 FILE_NAME = "coco_instances_results.json"
+
+
+def columns_of(instances: Instances) -> Columns:
+    """Of "pred_boxes", "scores" and "pred_classes"."""
+    boxes = instances.pred_boxes.tensor.detach().cpu().clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes.numpy(), *(x.cpu().numpy() for x in (instances.scores, instances.pred_classes))
+
+
+def results_of(
+    image_id: int | str, columns: Columns, category_ids: Mapping[int, int | str]
+) -> list[dict[str, Any]]:
+    """
+    The detections of an image in COCO's format of results.
+
+    Args:
+        category_ids: by class number; detections of other classes are left out.
+    """
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(*(column.tolist() for column in columns))
+        if label in category_ids
+    ]
 
 
 def read_detections(path: str, truth: GroundTruth) -> list[dict[str, Any]]:

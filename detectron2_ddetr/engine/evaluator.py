@@ -9,7 +9,7 @@ from typing import Any
 
 from ..toolbox import CfgNode, DatasetEvaluator, comm
 from .box_metrics import box_metrics, run_coco
-from .detections_file import FILE_NAME
+from .detections_file import FILE_NAME, Columns, columns_of, results_of
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class BoxEvaluator(DatasetEvaluator):
         self.output_dir = output_dir
         self.max_dets_per_image = max_dets_per_image
         self.truth = GroundTruth(dataset_name)
-        self._predictions: list[tuple] = []
+        self._predictions: list[tuple[int | str, Columns]] = []
 
     def reset(self) -> None:
         self._predictions = []
@@ -46,11 +46,7 @@ class BoxEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Keeps the detections of outputs[i]["instances"], boxes (x1, y1, x2, y2) in px."""
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"]
-            boxes = instances.pred_boxes.tensor.detach().cpu().clone()
-            boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
-            scores, classes = (x.cpu().numpy() for x in (instances.scores, instances.pred_classes))
-            self._predictions.append((image["image_id"], boxes.numpy(), scores, classes))
+            self._predictions.append((image["image_id"], columns_of(output["instances"])))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """
@@ -62,12 +58,11 @@ class BoxEvaluator(DatasetEvaluator):
         predictions = list(chain.from_iterable(comm.all_gather(self._predictions)))
         if not comm.is_main_process():
             return {}
-        category_ids = self.truth.category_ids
+        # Classes that this data set does not have are left out.
         results = [
-            {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for image_id, boxes, scores, labels in predictions
-            for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist())
-            if label in category_ids  # else a class that this data set does not have
+            result
+            for image_id, columns in predictions
+            for result in results_of(image_id, columns, self.truth.category_ids)
         ]
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)

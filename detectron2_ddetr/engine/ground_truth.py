@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from ..data.coco_dataset import CocoDataset
 from ..toolbox import BoxMode, DatasetCatalog, MetadataCatalog
 from .box_metrics import indexed
 
@@ -28,6 +29,18 @@ class GroundTruth:
             self.category_ids = {i: j for i, j in self.category_ids.items() if j in self.coco.cats}
         #: Category ids by class name; None for a class that the data set does not have.
         self.classes = {name: self.category_ids.get(i) for i, name in enumerate(names)}
+
+
+def truth_of_file(path: str) -> GroundTruth:
+    """
+    Of a COCO json that is not registered; no image is looked for.
+
+    Raises:
+        MissingFileError, InputError: name the file and what is wrong in it.
+    """
+    # Read as a registered data set is, so that the same is mended.
+    CocoDataset(path, path, None).number_classes(None)
+    return GroundTruth(path)
 
 
 def _content(dataset_name: str) -> dict[str, list[dict[str, Any]]]:

@@ -6,9 +6,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 
-import torch
-
-from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.class_names import read_class_names
 from ..checkpoint.files import last_checkpoint
 from ..config import load_config
@@ -33,9 +30,11 @@ from ..toolbox import (
 )
 from .batch_rule import apply_batch_rule
 from .box_metrics import summary_lines
+from .device import check_device
 from .dry_run import dry_run
 from .evaluator import finite_results
 from .run_folder import check_run_folder, kept_unless_done
+from .trained_model import load_trained_model, with_weights
 from .trainer import Trainer
 
 logger = logging.getLogger("detectron2_ddetr")
@@ -58,16 +57,22 @@ def run_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
 def add_given_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what a user gives a run: `--train`, `--val`, `--dataset` and `--weights`."""
     add_dataset_arguments(parser)
-    parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS FILE")
+    add_weights_argument(parser)
+
+
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights`, for all that :func:`.trained_model.files_of_run` takes."""
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the same as MODEL.WEIGHTS FILE; of the folder of a run also best, for model_best.pth",
+    )
 
 
 def _read_config(args: argparse.Namespace, *, eval_only: bool) -> CfgNode:
     """The config that `args` ask for; what they give in other ways becomes KEY VALUE pairs."""
     name_given_datasets(args, eval_only=eval_only)
-    if args.weights is not None:
-        if "MODEL.WEIGHTS" in args.opts[::2]:
-            raise InputError("--weights and MODEL.WEIGHTS say what to load: give one of them")
-        args.opts, args.weights = [*args.opts, "MODEL.WEIGHTS", args.weights], None
+    args.opts, args.weights = with_weights(args.opts, args.weights), None
     cfg = load_config(args.config_file, args.opts)
     check_trainer_config(cfg)
     return cfg
@@ -131,43 +136,6 @@ def _trained_classes(cfg: CfgNode, resume: bool) -> list[str] | None:
     return read_class_names(path) if os.path.isfile(path) else None
 
 
-def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
-    """
-    Args:
-        num_gpus: how many processes are to have a GPU each.
-
-    Raises:
-        InputError: when MODEL.DEVICE is none that is here, or a GPU and there are not that many.
-    """
-    try:
-        kind = torch.device(cfg.MODEL.DEVICE).type
-    except RuntimeError as error:
-        raise InputError(
-            f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device: set cuda, or cpu"
-        ) from error
-    if kind == "cpu":
-        return
-    if kind != "cuda":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        if accelerator is None or accelerator.type != kind:
-            raise InputError(
-                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which PyTorch cannot compute on here: add "
-                "MODEL.DEVICE cpu"
-            )
-        return
-    if not torch.cuda.is_available():
-        built = "" if torch.version.cuda else ", and this PyTorch is built without CUDA"
-        raise InputError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but PyTorch finds no GPU with a working "
-            f"driver here{built}: add MODEL.DEVICE cpu, or mend the driver"
-        )
-    if num_gpus > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus {num_gpus}, but there are {torch.cuda.device_count()}: give fewer, or "
-            "add MODEL.DEVICE cpu"
-        )
-
-
 def _dry_run(cfg: CfgNode) -> None:
     cfg = cfg.clone()
     cfg.defrost()
@@ -207,10 +175,7 @@ def main(args: argparse.Namespace, more_hooks: Sequence[HookBase] = ()) -> dict 
             "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "
             "both be evaluated: leave one out"
         )
-    model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    results = Trainer.test(cfg, load_trained_model(cfg, resume=args.resume).model)
     if comm.is_main_process():
         for line in summary_lines(finite_results(results), cfg.DATASETS.TEST):
             logger.info(line)

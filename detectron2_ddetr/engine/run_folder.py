@@ -91,6 +91,25 @@ def locked(folder: str) -> Iterator[None]:
         yield
 
 
+def require_folder(folder: str, *, make: bool = False) -> None:
+    """
+    Before work is done that is to be written there.
+
+    Args:
+        make: it, if it is not there.
+
+    Raises:
+        InputError: if it is not there, or cannot be written to.
+    """
+    try:
+        if make:
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {folder!r} cannot be made: {error.strerror}") from error
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InputError(f"folder {folder!r} does not exist, or cannot be written to")
+
+
 @contextlib.contextmanager
 def kept_unless_done(path: str) -> Iterator[None]:
     """If what follows fails, the file is as it was before, if there was one."""

@@ -37,7 +37,9 @@ def style_of(shape: Sequence[int], num_boxes: int) -> Style:
         shape: (H, W, ...) of the image.
         num_boxes: a crowded image gets thinner lines and smaller text.
     """
-    side, crowded = max(shape[:2]), num_boxes > CROWDED
+    # That of a strip follows its short side, or no text would fit into it.
+    side = min(max(shape[:2]), 4 * min(shape[:2]))
+    crowded = num_boxes > CROWDED
     return Style(
         thickness=max(1, round(side / 400)),
         edge=0 if crowded else 1,
@@ -250,7 +252,7 @@ def write_picture(picture: np.ndarray, path: str) -> None:
     """
     Args:
         picture: (H, W, 3) uint8 RGB.
-        path: of the PNG; its folder is made if it does not exist.
+        path: of the .png or .jpg; its folder is made if it does not exist.
 
     Raises:
         InputError: if it cannot be written.

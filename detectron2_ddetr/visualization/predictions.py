@@ -6,20 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from ..checkpoint.checkpointer import Checkpointer
-from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.image_files import describe_image, read_image
+from ..engine.trained_model import require_weights
 from ..errors import InputError
-from ..toolbox import (
-    BoxMode,
-    CfgNode,
-    DatasetCatalog,
-    Instances,
-    MetadataCatalog,
-    build_model,
-)
+from ..predictor import Predictor
+from ..toolbox import BoxMode, CfgNode, DatasetCatalog, Instances, MetadataCatalog
 from .choice import choose_images
 from .confusion import confusion_of_run
 from .curves import plot_training_curves
@@ -191,11 +183,7 @@ def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: f
         num_images: of DATASETS.TEST[0], chosen by :func:`.choice.choose_images`.
         score_threshold: predictions below it are not drawn.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            "MODEL.WEIGHTS is empty, and a model without weights predicts nothing: name the folder "
-            "of a run, or add MODEL.WEIGHTS with a checkpoint of one"
-        )
+    require_weights(cfg)
     if num_images < 1:
         raise InputError(f"--num-images is {num_images}, but must be at least 1")
     if not 0 <= score_threshold <= 1:
@@ -204,13 +192,7 @@ def visualize_run(cfg: CfgNode, output: str, num_images: int, score_threshold: f
     dataset_dicts = choose_images(DatasetCatalog.get(name), num_images)
     if not dataset_dicts:
         raise InputError(f"DATASETS.TEST: {name!r} has no images to draw")
-    model = build_model(cfg).eval()
-    Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True).resume_or_load(cfg.MODEL.WEIGHTS)
-
-    mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-    with torch.no_grad():
-        # One at a time: padding changes the result a little.
-        results = [model([mapper(d)])[0]["instances"].to("cpu") for d in dataset_dicts]
+    results = Predictor(cfg)([d["file_name"] for d in dataset_dicts])
     best = max((float(r.scores.max()) for r in results if len(r)), default=0.0)
     if best < score_threshold:
         logger.warning(

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint.checkpointer import Checkpointer
 from ...data.dataset_mapper import DeformableDETRDatasetMapper
 from ...data.image_files import read_image
 from ...data.yolo_folder import IMAGE_ENDINGS
-from ...engine.run import check_device
+from ...engine.run import add_weights_argument
+from ...engine.trained_model import load_trained_model, require_weights
 from ...errors import InputError, MissingFileError
 from ...modeling import capture
-from ...toolbox import CfgNode, build_model
+from ...toolbox import CfgNode
 from ..drawing import write_picture
 from ..text import readable, readable_names
 from .choice import Choice, choose
@@ -51,7 +51,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config-file", default="", help="instead of RUN, with --weights")
-    parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS FILE")
+    add_weights_argument(parser)
     add = parser.add_argument
     add("--output", metavar="FOLDER", help="of the pictures; default: inspect in RUN")
     add(
@@ -93,9 +93,11 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         raise InputError(f"--score-threshold is {args.score_threshold:g}: scores are from 0 to 1")
     folders = _folders_of(images, args.output)
     over = _images_in(args.over) if args.over else []
+    require_weights(cfg)
     names = tuple(cfg.DATASETS.CLASS_NAMES)
     truth = Truth(args.truth, names, cfg.MODEL.DETR.NUM_CLASSES) if args.truth else None
-    model = _trained_model(cfg)
+    model, class_names, _ = load_trained_model(cfg)
+    names = names or tuple(class_names or ())
     mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
     for path, folder in folders.items():
         image = read_image(path)
@@ -173,15 +175,6 @@ def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
     # Of a two-stage model, small images have fewer queries.
     count = min(MAX_QUERIES, *(len(b) for b in boxes))
     return query_map(np.stack([b[:count] for b in boxes]), range(count))
-
-
-def _trained_model(cfg: CfgNode) -> nn.Module:
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is empty: name the folder of a run, or give --weights")
-    check_device(cfg)
-    model = build_model(cfg).eval()
-    Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True).resume_or_load(cfg.MODEL.WEIGHTS)
-    return model
 
 
 def _folders_of(images: Sequence[str], output: str) -> dict[str, str]:

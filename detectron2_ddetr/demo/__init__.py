@@ -1,0 +1,1 @@
+"""`ddetr predict`: detections in pictures, in videos and before a webcam."""
