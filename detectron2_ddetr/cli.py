@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from . import model_zoo
-from .checkpoint import official
+from .checkpoint.convert import convert_file
+from .checkpoint.doctor import describe, examine
 from .checkpoint.files import last_checkpoint
+from .checkpoint.projects import PROJECTS
 from .collect_env import describe_environment
 from .config import load_config
 from .data.coco_json import read_coco_json
@@ -33,6 +35,17 @@ examples:
   ddetr compare output/first output/second
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
+"""
+
+
+CONVERT_EPILOG = """
+COCO's classes get the rows that the other project gives them: 80 in their order in ddetr and
+detrex, 91 by category id in official and transformers. --classes same keeps the rows.
+
+examples:
+  ddetr convert r50_deformable_detr-checkpoint.pth
+  ddetr convert r50_deformable_detr-checkpoint.pth converted.pth --licence Apache-2.0
+  ddetr convert output/first/model_best.pth folder --to transformers
 """
 
 
@@ -121,9 +134,13 @@ def _require_folder(folder: str, *, make: bool = False) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    _require_folder(os.path.dirname(os.path.abspath(args.converted)))
     setup_logger(name="detectron2_ddetr")
-    official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
+    if args.output is None:
+        sys.stdout.write(describe(examine(args.file)) + "\n")
+        return
+    _require_folder(os.path.dirname(os.path.abspath(args.output)))
+    options = {"classes": args.classes, "licence": args.licence, "dilated": args.dc5}
+    convert_file(args.file, args.output, to=args.to, **options)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -215,14 +232,27 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", _compare, "draw the curves of several runs into one picture")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     compare.add_argument("--output", default="compare.png", help="default: %(default)s")
-    convert = add("convert", _convert, "convert a checkpoint of the official code")
-    convert.add_argument("official", help="the .pth file")
-    convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
+    convert = add(
+        "convert",
+        _convert,
+        "say what a checkpoint of Deformable DETR is, or convert it",
+        epilog=CONVERT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("file", help="or the folder of a model of Hugging Face transformers")
+    convert.add_argument("output", nargs="?", help="file to write; a folder for transformers")
+    convert.add_argument("--to", choices=PROJECTS, default="ddetr", help="default: %(default)s")
     convert.add_argument(
-        "--keep-91-classes",
-        action="store_true",
-        help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
-        "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
+        "--classes",
+        default="",
+        metavar="JSON",
+        help="a list of names, or a COCO json: the class rows to keep; or: same (see below)",
+    )
+    convert.add_argument("--licence", help="of the weights, to be said in the output")
+    convert.add_argument(
+        "--dc5",
+        action=argparse.BooleanOptionalAction,
+        help="whether the last stage is dilated, where the file does not say",
     )
     for command in (visualize, check, compare, convert, add("env", _env, "print what is in use")):
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
