@@ -408,6 +408,36 @@ def test_other_models_of_a_known_project_are_refused(extra, words, tmp_path):
         examine(str(tmp_path / "dino.pth"))
 
 
+@pytest.mark.parametrize("variant", ["single_scale", "two_stage"])
+def test_what_is_missing_or_of_another_shape_is_named(variant, tmp_path):
+    """Whatever is taken away or cut, in any file."""
+    state = PROJECTS["official"].to_here(official(variant))
+    heads = [key for key in state if key.startswith("head.")]
+    for key in [*heads[:: len(heads) // 12], "head.transformer.level_embed"]:
+        without = {k: v for k, v in state.items() if k != key}
+        cut = {**state, key: state[key][..., :-1]}
+        for changed in (without, cut):
+            torch.save(
+                {"model": changed, "with_box_refine": variant == "two_stage"}, tmp_path / "x"
+            )
+            with pytest.raises(InputError, match="x: |x does not fit"):
+                examine(str(tmp_path / "x"))
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    state = official("refine")
+    state["query_embed.weight"][3, 4] = float("nan")
+    torch.save({"model": state}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="a.pth: 1 of .*query_embed.*NaN or infinite"):
+        convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"))
+
+
+def test_what_detrex_computes_otherwise_is_said(tmp_path):
+    path = str(tmp_path / "a.pth")
+    torch.save({"model": random(keys("detrex")["refine"])}, path)
+    assert "note: detrex keeps boxes 0.001" in describe(examine(path))
+
+
 def test_what_is_no_detector_is_named(tmp_path):
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "r50.pth")
     with pytest.raises(InputError, match="r50.pth: .*Known are"):

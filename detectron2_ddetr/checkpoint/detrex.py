@@ -82,4 +82,6 @@ DETREX = Project(
     decoder="transformer.decoder.",
     prepare=_prepare,
     complete=_complete,
+    caveat="detrex keeps boxes 0.001 away from the borders of the image between its layers, the "
+    "authors and this package 0.00001",
 )

@@ -11,6 +11,7 @@ from .class_rows import num_class_rows
 from .coco_classes import are_coco_classes
 from .entries import DILATED, LICENCE, REFINES, SOURCE
 from .files import load_checkpoint_file, model_state_dict
+from .head_shapes import check_head
 from .hub import weights_of_folder
 from .project import Project, StateDict
 from .projects import class_names_by_rows, recognised
@@ -45,7 +46,8 @@ def examine(path: str) -> Examined:
         path: a file, or a folder of Hugging Face transformers.
 
     Raises:
-        InputError: if it is damaged, or no checkpoint of Deformable DETR.
+        InputError: if it is damaged, no checkpoint of Deformable DETR, or one of which tensors are
+            missing or have shapes that do not belong together.
     """
     path = weights_of_folder(path) or path
     checkpoint = load_checkpoint_file(path)
@@ -60,6 +62,7 @@ def examine(path: str) -> Examined:
     refines = checkpoint.get(REFINES)
     if not isinstance(refines, bool):
         refines = project.refines(found)
+    check_head(tensors, refines, path)
     # The authors' files have the arguments of their training.
     dilated = checkpoint.get(DILATED, getattr(checkpoint.get("args"), DILATED, None))
     source, licence = checkpoint.get(SOURCE), checkpoint.get(LICENCE)
@@ -88,6 +91,7 @@ def describe(found: Examined) -> str:
         f"classes: {_classes(found)}",
         f"source: {_source(found.source)}",
         f"licence: {found.licence or 'not said in the file'}",
+        *([f"note: {found.project.caveat}"] if found.project.caveat else []),
         *(f"{count:5d} tensors: {what}" for what, count in sorted(found.counts.items())),
         f"{len(found.tensors):5d} tensors, {numbers / 1e6:.1f} million numbers in this package",
     ]

@@ -37,6 +37,7 @@ class Project:
     coco_rows: 91 where a model of COCO has a class row for each category id, 80 where it has one
         for each class.
     leftovers: what is not carried over.
+    caveat: what its models compute otherwise than here.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Project:
     complete: Callable[[StateDict], StateDict] = dict
     coco_rows: int = 80
     leftovers: tuple[tuple[re.Pattern, str], ...] = _LEFTOVERS
+    caveat: str = ""
 
     def recognises(self, keys: Container[str]) -> bool:
         """Whether these are the names in one of its checkpoints."""

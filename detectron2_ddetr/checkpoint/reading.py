@@ -180,7 +180,11 @@ def _family_of(project: Project) -> _Family:
         return converted
 
     return _Family(
-        project.name, lambda found, _: project.recognises(found), convert, project.refines
+        project.name,
+        lambda found, _: project.recognises(found),
+        convert,
+        project.refines,
+        project.caveat,
     )
 
 

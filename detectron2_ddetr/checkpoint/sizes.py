@@ -35,7 +35,8 @@ def config_values(state_dict: dict[str, Tensor]) -> dict[str, int | bool]:
 
 
 def _size(state_dict: dict[str, Tensor], key: str, dim: int) -> int | None:
-    return state_dict[key].shape[dim] if key in state_dict else None
+    value = state_dict.get(key)
+    return None if value is None or value.dim() <= dim else value.shape[dim]
 
 
 def _num_layers(keys: Iterable[str], prefix: str) -> int:
