@@ -351,6 +351,38 @@ def test_dc5_has_to_be_known(tmp_path):
     assert "or that of DC5" in describe(examine(str(tmp_path / "a.pth")))
 
 
+def test_dc5_is_told_from_single_scale_where_the_file_says_it(tmp_path):
+    """Evaluated with the other backbone, the same tensors would find less; a training may start."""
+    models = {
+        variant: build_model(peers.thin_cfg("detrex", variant))
+        for variant in ("single_scale", "single_scale_dc5")
+    }
+    for variant, model in models.items():
+        Checkpointer(model, str(tmp_path)).save_weights(variant)
+        path = str(tmp_path / f"{variant}.pth")
+        assert examine(path).dilated == (variant == "single_scale_dc5")
+        for other, into in models.items():
+            evaluated = Checkpointer(into, needs_head=True)
+            if other == variant:
+                evaluated.load(path, checkpointables=[])
+                continue
+            with pytest.raises(InputError, match="DC5.*RES5_DILATION"):
+                evaluated.load(path, checkpointables=[])
+            names = [f"class {i}" for i in range(5)]
+            Checkpointer(into, class_names=names).load(path, checkpointables=[])
+
+
+@pytest.mark.parametrize("name", ["detrex", "transformers", "transformers_memory"])
+def test_any_load_state_dict(name):
+    """Of the model itself, strictly, under a common beginning."""
+    state = random(keys(name)["refine"])
+    opts = ["MODEL.DETR.NUM_CLASSES", 80 if name == "detrex" else 91, "MODEL.DETR.NUM_QUERIES", 100]
+    opts += ["MODEL.DETR.ENC_LAYERS", 2, "MODEL.DETR.DEC_LAYERS", 2, "MODEL.DEVICE", "cpu"]
+    model = build_model(load_config(get_config_file(VARIANTS["refine"]), opts))
+    model.load_state_dict({f"module.{key}": value for key, value in state.items()})
+    same(dict(model.state_dict()), PROJECTS[KEYS[name]].to_here(state))
+
+
 # What is said, and what is refused.
 
 

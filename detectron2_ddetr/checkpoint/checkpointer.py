@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
 from .class_names import class_names_of, difference_of_names
-from .entries import CATEGORY_IDS, CLASS_NAMES, DILATED, LICENCE, REFINES, SOURCE
+from .entries import CATEGORY_IDS, CLASS_NAMES, DILATED, LICENCE, REFINES, SOURCE, dilated_of
 from .files import (
     last_checkpoint,
     load_checkpoint_file,
@@ -19,7 +19,7 @@ from .files import (
     save_atomically,
 )
 from .fine_tune import fit_classes_and_queries, tensors_by_part
-from .fit import check_refinement, check_state_dict
+from .fit import check_dilation, check_refinement, check_state_dict, is_dilated
 from .hub import weights_of_folder
 from .package_files import SCHEME, package_file
 from .projects import class_names_by_rows
@@ -75,8 +75,12 @@ class Checkpointer(DetectionCheckpointer):
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
         """Save the model and the names of its classes as `name`.pth, atomically."""
-        # Tensors alone do not tell shared heads from refining ones.
-        data = {"model": self.model.state_dict(), REFINES: getattr(self.model.head, REFINES, None)}
+        # Tensors alone do not tell shared heads from refining ones, nor a dilated backbone.
+        data = {
+            "model": self.model.state_dict(),
+            REFINES: getattr(self.model.head, REFINES, None),
+            DILATED: is_dilated(self.model),
+        }
         if self.class_names is not None:
             data[CLASS_NAMES] = self.class_names
         if self.category_ids is not None:
@@ -152,6 +156,7 @@ class Checkpointer(DetectionCheckpointer):
         if self._begins_training:
             tensors, lines = fit_classes_and_queries(found, expected, names, self.class_names)
         else:
+            check_dilation(dilated_of(checkpoint), self.model, filename)
             self._check_class_names(names, filename)
             tensors, lines = found, []
         check_state_dict(tensors, expected, source, needs_head=self.needs_head, part=part)

@@ -3,9 +3,31 @@
 import re
 
 from .project import Project, StateDict
-from .renaming import Renaming
+from .renaming import Renaming, behind
 
 _ENCODER, _DECODER = "transformer.encoder.layers.*.", "transformer.decoder.layers.*."
+_FEEDFORWARD = [("ffns.0.layers.0.0.", "linear1."), ("ffns.0.layers.1.", "linear2.")]
+_ENCODER_LAYER = [("attentions.0.", "self_attn."), ("norms.0.", "norm1."), ("norms.1.", "norm2.")]
+_DECODER_LAYER = [
+    ("attentions.0.attn.", "self_attn."),
+    ("attentions.1.", "cross_attn."),
+    ("norms.0.", "norm2."),  # after the self-attention, which comes first
+    ("norms.1.", "norm1."),
+    ("norms.2.", "norm3."),
+]
+_SAME = ("reference_points.", "enc_output.", "enc_output_norm.", "pos_trans.", "pos_trans_norm.")
+_TABLE = [
+    ("backbone.", "backbone."),
+    ("neck.convs.*.conv.", "head.input_proj.*.0."),
+    ("neck.convs.*.norm.", "head.input_proj.*.1."),
+    ("query_embedding.", "head.query_embed."),
+    ("class_embed.", "head.class_embed."),
+    ("bbox_embed.", "head.bbox_embed."),
+    ("transformer.level_embeds", "head.transformer.level_embed"),
+    *behind("transformer.", "head.transformer.", [(name, name) for name in _SAME]),
+    *behind(_ENCODER, f"head.{_ENCODER}", _ENCODER_LAYER + _FEEDFORWARD),
+    *behind(_DECODER, f"head.{_DECODER}", _DECODER_LAYER + _FEEDFORWARD),
+]
 _EXTRA = re.compile(r"^neck\.extra_convs\.(\d+)\.")
 _LEVEL = re.compile(r"^neck\.convs\.(\d+)\.")
 
@@ -38,46 +60,7 @@ def _complete(state_dict: StateDict) -> StateDict:
 DETREX = Project(
     key="detrex",
     name="a checkpoint of detrex",
-    names=Renaming(
-        [
-            ("backbone.", "backbone."),
-            ("neck.convs.*.conv.", "head.input_proj.*.0."),
-            ("neck.convs.*.norm.", "head.input_proj.*.1."),
-            ("query_embedding.", "head.query_embed."),
-            ("class_embed.", "head.class_embed."),
-            ("bbox_embed.", "head.bbox_embed."),
-            ("transformer.level_embeds", "head.transformer.level_embed"),
-            ("transformer.reference_points.", "head.transformer.reference_points."),
-            ("transformer.enc_output.", "head.transformer.enc_output."),
-            ("transformer.enc_output_norm.", "head.transformer.enc_output_norm."),
-            ("transformer.pos_trans.", "head.transformer.pos_trans."),
-            ("transformer.pos_trans_norm.", "head.transformer.pos_trans_norm."),
-        ]
-        + [
-            (f"{layer}{theirs}.", f"head.{layer}{ours}.")
-            for layer, parts in (
-                (
-                    _ENCODER,
-                    (("attentions.0", "self_attn"), ("norms.0", "norm1"), ("norms.1", "norm2")),
-                ),
-                (
-                    _DECODER,
-                    (
-                        ("attentions.0.attn", "self_attn"),
-                        ("attentions.1", "cross_attn"),
-                        ("norms.0", "norm2"),  # after the self-attention, which comes first
-                        ("norms.1", "norm1"),
-                        ("norms.2", "norm3"),
-                    ),
-                ),
-            )
-            for theirs, ours in (
-                *parts,
-                ("ffns.0.layers.0.0", "linear1"),
-                ("ffns.0.layers.1", "linear2"),
-            )
-        ]
-    ),
+    names=Renaming(_TABLE),
     mark="transformer.level_embeds",
     decoder="transformer.decoder.",
     prepare=_prepare,

@@ -9,7 +9,7 @@ from ..errors import InputError
 from .class_names import class_names_of
 from .class_rows import num_class_rows
 from .coco_classes import are_coco_classes
-from .entries import DILATED, LICENCE, REFINES, SOURCE
+from .entries import LICENCE, REFINES, SOURCE, dilated_of
 from .files import load_checkpoint_file, model_state_dict
 from .head_shapes import check_head
 from .hub import weights_of_folder
@@ -63,8 +63,6 @@ def examine(path: str) -> Examined:
     if not isinstance(refines, bool):
         refines = project.refines(found)
     check_head(tensors, refines, path)
-    # The authors' files have the arguments of their training.
-    dilated = checkpoint.get(DILATED, getattr(checkpoint.get("args"), DILATED, None))
     source, licence = checkpoint.get(SOURCE), checkpoint.get(LICENCE)
     return Examined(
         path=path,
@@ -73,7 +71,7 @@ def examine(path: str) -> Examined:
         counts=Counter(what for _, _, what in project.plan(project.prepare(found))),
         names=class_names_of(checkpoint, path) or class_names_by_rows(project.name, tensors),
         refines=refines,
-        dilated=dilated if isinstance(dilated, bool) else None,
+        dilated=dilated_of(checkpoint),
         source=source if isinstance(source, dict) else None,
         licence=licence if isinstance(licence, str) else None,
     )

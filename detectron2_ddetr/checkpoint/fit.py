@@ -24,6 +24,28 @@ def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
         )
 
 
+def is_dilated(model: nn.Module) -> bool:
+    """Whether the backbone has dilated convolutions, as that of DC5."""
+    convs = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+    return any(max(conv.dilation) > 1 for conv in convs)
+
+
+def check_dilation(found: bool | None, model: nn.Module, source: str) -> None:
+    """
+    Args:
+        found: whether the weights are of a model with a dilated backbone; None when unknown.
+
+    Raises:
+        InputError: when the model is of the other kind, which has the same tensors.
+    """
+    if found is not None and found != is_dilated(model):
+        raise InputError(
+            f"{source} does not fit this config: it was made "
+            f"{'with' if found else 'without'} a dilated backbone (DC5), whose tensors are the "
+            f"same: set MODEL.RESNETS.RES5_DILATION {2 if found else 1}"
+        )
+
+
 def check_state_dict(
     checkpoint: dict[str, Tensor],
     model: dict[str, Tensor],

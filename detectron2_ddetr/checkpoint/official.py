@@ -10,8 +10,8 @@ from torch import Tensor
 from ..errors import InputError
 from .class_rows import take_class_rows
 from .project import Project
-from .renaming import Renaming
-from .torchvision import TORCHVISION_NAMES
+from .renaming import Renaming, behind
+from .torchvision import TORCHVISION_TABLE
 
 _SAME = ("transformer.", "class_embed.", "bbox_embed.", "query_embed.", "input_proj.")
 
@@ -19,7 +19,7 @@ OFFICIAL = Project(
     key="official",
     name="a checkpoint of the official code",
     names=Renaming(
-        TORCHVISION_NAMES.inside("backbone.0.body.", "backbone.")
+        behind("backbone.0.body.", "backbone.", TORCHVISION_TABLE)
         + [(name, f"head.{name}") for name in _SAME]
     ),
     mark="transformer.level_embed",

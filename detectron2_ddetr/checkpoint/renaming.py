@@ -16,9 +16,8 @@ class Renaming:
         Args:
             table: (beginning there, beginning here).
         """
-        self.table = tuple(table)
-        self._to_here = _compiled(self.table)
-        self._to_there = _compiled([(here, there) for there, here in self.table])
+        self._to_here = _compiled(table)
+        self._to_there = _compiled([(here, there) for there, here in table])
 
     def to_here(self, name: str) -> str | None:
         """The name here; None for one that the table does not have."""
@@ -28,9 +27,10 @@ class Renaming:
         """The name there; None for one that the table does not have."""
         return _renamed(name, self._to_there)
 
-    def inside(self, there: str, here: str) -> list[tuple[str, str]]:
-        """The rows of this table with all names behind `there` and `here`."""
-        return [(there + theirs, here + ours) for theirs, ours in self.table]
+
+def behind(there: str, here: str, table: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The rows of a table with all names behind `there` and `here`."""
+    return [(there + theirs, here + ours) for theirs, ours in table]
 
 
 def _compiled(table: Sequence[tuple[str, str]]) -> list[tuple[re.Pattern, str]]:

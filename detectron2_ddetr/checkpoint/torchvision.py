@@ -2,22 +2,19 @@
 
 from torch import Tensor
 
-from .renaming import Renaming
+from .renaming import Renaming, behind
 
-#: Names in a ResNet of torchvision, which timm has too, and in one of detectron2.
-TORCHVISION_NAMES = Renaming(
-    [("conv1.", "stem.conv1."), ("bn1.", "stem.conv1.norm.")]
-    + [
-        (f"layer{stage}.*.{theirs}.", f"res{stage + 1}.*.{ours}.")
-        for stage in (1, 2, 3, 4)
-        for theirs, ours in (
-            *((f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
-            *((f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)),
-            ("downsample.0", "shortcut"),
-            ("downsample.1", "shortcut.norm"),
-        )
-    ]
-)
+_BLOCK = [
+    *((f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),
+    *((f"bn{i}.", f"conv{i}.norm.") for i in (1, 2, 3)),
+    ("downsample.0.", "shortcut."),
+    ("downsample.1.", "shortcut.norm."),
+]
+#: How names begin in a ResNet of torchvision, as timm has them too, and in one of detectron2.
+TORCHVISION_TABLE = [("conv1.", "stem.conv1."), ("bn1.", "stem.conv1.norm.")]
+for _stage in (1, 2, 3, 4):
+    TORCHVISION_TABLE += behind(f"layer{_stage}.*.", f"res{_stage + 1}.*.", _BLOCK)
+_NAMES = Renaming(TORCHVISION_TABLE)
 
 
 def torchvision_to_detectron2(key: str) -> str | None:
@@ -27,7 +24,7 @@ def torchvision_to_detectron2(key: str) -> str | None:
     """
     if key.startswith("fc.") or key.endswith("num_batches_tracked"):
         return None
-    return TORCHVISION_NAMES.to_here(key) or key
+    return _NAMES.to_here(key) or key
 
 
 def convert_torchvision_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,10 @@ import re
 import torch
 
 from .project import Project, StateDict
-from .renaming import Renaming
-from .torchvision import TORCHVISION_NAMES
+from .renaming import Renaming, behind
+from .torchvision import TORCHVISION_TABLE
 
 _BACKBONE = "model.backbone.conv_encoder.model."
-_ENCODER, _DECODER = "encoder.layers.*.", "decoder.layers.*."
 _COPY = re.compile(r"^model\.decoder\.((?:class|bbox)_embed\.)")
 _SPLIT = re.compile(r"^(model\.decoder\.layers\.\d+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
 _PACKED = re.compile(r"^(model\.decoder\.layers\.\d+\.self_attn\.)in_proj_(weight|bias)$")
@@ -19,18 +18,40 @@ _IN_MEMORY = (
     (re.compile(r"(layers\.\d+\.)mlp\.(fc\d\.)"), r"\1\2"),
     (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
 )
-#: Names in transformers' own ResNet and in detectron2's.
-_RESNET = [
-    ("embedder.embedder.convolution.", "stem.conv1."),
-    ("embedder.embedder.normalization.", "stem.conv1.norm."),
-] + [
-    (f"encoder.stages.{stage}.layers.*.{theirs}.{part}.", f"res{stage + 2}.*.{ours}.{norm}")
-    for stage in range(4)
-    for theirs, ours in (
-        ("shortcut", "shortcut"),
-        *((f"layer.{i}", f"conv{i + 1}") for i in range(3)),
-    )
-    for part, norm in (("convolution", ""), ("normalization", "norm."))
+_CONVOLUTION = [("convolution.", ""), ("normalization.", "norm.")]
+#: How names begin in transformers' own ResNet and in detectron2's.
+_RESNET_TABLE = behind("embedder.embedder.", "stem.conv1.", _CONVOLUTION)
+_BRANCHES = [("shortcut", "shortcut"), *((f"layer.{i}", f"conv{i + 1}") for i in range(3))]
+for _stage in range(4):
+    for _theirs, _ours in _BRANCHES:
+        _RESNET_TABLE += behind(
+            f"encoder.stages.{_stage}.layers.*.{_theirs}.",
+            f"res{_stage + 2}.*.{_ours}.",
+            _CONVOLUTION,
+        )
+_BOTH_LAYERS = [("self_attn.", "self_attn."), ("fc1.", "linear1."), ("fc2.", "linear2.")]
+_ENCODER_LAYER = [("self_attn_layer_norm.", "norm1."), ("final_layer_norm.", "norm2.")]
+_DECODER_LAYER = [
+    ("encoder_attn.", "cross_attn."),
+    ("encoder_attn_layer_norm.", "norm1."),
+    ("self_attn_layer_norm.", "norm2."),
+    ("final_layer_norm.", "norm3."),
+]
+_SAME = ("level_embed", "reference_points.", "enc_output.", "enc_output_norm.")
+_SAME += ("pos_trans.", "pos_trans_norm.")
+_TRANSFORMER_TABLE = [
+    *((name, name) for name in _SAME),
+    *behind("encoder.layers.*.", "encoder.layers.*.", _ENCODER_LAYER + _BOTH_LAYERS),
+    *behind("decoder.layers.*.", "decoder.layers.*.", _DECODER_LAYER + _BOTH_LAYERS),
+]
+_TABLE = [
+    # Of two names for one tensor here, the first is the one that is written.
+    *behind(_BACKBONE, "backbone.", TORCHVISION_TABLE + _RESNET_TABLE),
+    ("class_embed.", "head.class_embed."),
+    ("bbox_embed.", "head.bbox_embed."),
+    ("model.input_proj.", "head.input_proj."),
+    ("model.query_position_embeddings.", "head.query_embed."),
+    *behind("model.", "head.transformer.", _TRANSFORMER_TABLE),
 ]
 
 
@@ -69,52 +90,7 @@ def _complete(state_dict: StateDict) -> StateDict:
 TRANSFORMERS = Project(
     key="transformers",
     name="a checkpoint of Hugging Face transformers",
-    names=Renaming(
-        # The first of two names for one tensor here is the one that is written.
-        TORCHVISION_NAMES.inside(_BACKBONE, "backbone.")
-        + [(f"{_BACKBONE}{theirs}", f"backbone.{ours}") for theirs, ours in _RESNET]
-        + [
-            ("class_embed.", "head.class_embed."),
-            ("bbox_embed.", "head.bbox_embed."),
-            ("model.input_proj.", "head.input_proj."),
-            ("model.query_position_embeddings.", "head.query_embed."),
-        ]
-        + [
-            (f"model.{name}", f"head.transformer.{name}")
-            for name in (
-                "level_embed",
-                "reference_points.",
-                "enc_output.",
-                "enc_output_norm.",
-                "pos_trans.",
-                "pos_trans_norm.",
-            )
-        ]
-        + [
-            (f"model.{layer}{theirs}", f"head.transformer.{layer}{ours}")
-            for layer, parts in (
-                (
-                    _ENCODER,
-                    (("self_attn_layer_norm.", "norm1."), ("final_layer_norm.", "norm2.")),
-                ),
-                (
-                    _DECODER,
-                    (
-                        ("encoder_attn.", "cross_attn."),
-                        ("encoder_attn_layer_norm.", "norm1."),
-                        ("self_attn_layer_norm.", "norm2."),
-                        ("final_layer_norm.", "norm3."),
-                    ),
-                ),
-            )
-            for theirs, ours in (
-                *parts,
-                ("self_attn.", "self_attn."),
-                ("fc1.", "linear1."),
-                ("fc2.", "linear2."),
-            )
-        ]
-    ),
+    names=Renaming(_TABLE),
     mark="model.level_embed",
     decoder="model.decoder.",
     has_all_copies=False,
