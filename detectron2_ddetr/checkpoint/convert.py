@@ -16,7 +16,7 @@ from .hub import WEIGHTS, config_of
 from .project import StateDict, is_two_stage
 from .projects import HERE, PROJECTS
 from .safetensors import save_safetensors
-from .sizes import config_values
+from .sizes import config_values, has_usual_resnet
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,11 @@ def convert_file(
     before = num_class_rows(found.tensors)
     found = _with_classes(found, to, classes)
     write = _save_folder if to == "transformers" else _save_file
-    write(found, PROJECTS[to].from_here(found.tensors, found.refines), source_of(found), output)
+    try:
+        tensors = PROJECTS[to].from_here(found.tensors, found.refines)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    write(found, tensors, source_of(found), output)
     logger.info(f"classes: {before} -> {num_class_rows(found.tensors)}")
     logger.info(f"saved to {output}, {PROJECTS[to].name}")
 
@@ -148,8 +152,11 @@ def _config_json(found: Examined) -> dict[str, Any]:
             f"{found.path} does not say whether its last stage is dilated, which config.json must: "
             "give --dc5 or --no-dc5"
         )
-    if "DEPTH" not in key:
-        raise InputError(f"{found.path}: its backbone is no ResNet, which config.json could name")
+    if not has_usual_resnet(found.tensors):
+        raise InputError(
+            f"{found.path}: its backbone is no ResNet of timm's widths, so config.json cannot name "
+            "it"
+        )
     samples = len(
         found.tensors["head.transformer.encoder.layers.0.self_attn.attention_weights.bias"]
     )

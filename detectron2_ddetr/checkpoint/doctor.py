@@ -16,7 +16,7 @@ from .hub import weights_of_folder
 from .project import Project, StateDict
 from .projects import class_names_by_rows, recognised
 from .reading import why_unreadable
-from .sizes import config_values
+from .sizes import config_values, has_usual_resnet
 
 
 class Examined(NamedTuple):
@@ -83,6 +83,8 @@ def describe(found: Examined) -> str:
     config, opts = fitting_config(found)
     if "single_scale" in config and found.dilated is None:
         config += " (or that of DC5: its tensors are the same, and the file does not say)"
+    if not has_usual_resnet(found.tensors):
+        config += " (with another backbone)"
     lines = [
         f"{found.path}: {found.project.name}",
         f"config: {config}" + "".join(f"\n        {key} {value}" for key, value in opts.items()),

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+_FIRST_CONVS = ("stem.conv1", "res2.0.conv1")
 _RES4 = re.compile(r"\bres4\.(\d+)\.conv(\d)\.")
 
 
@@ -32,6 +33,12 @@ def config_values(state_dict: dict[str, Tensor]) -> dict[str, int | bool]:
         "DIM_FEEDFORWARD": _size(state_dict, "head.transformer.encoder.layers.0.linear1.bias", 0),
     }
     return values | {f"MODEL.DETR.{k}": v for k, v in head.items() if v is not None}
+
+
+def has_usual_resnet(state_dict: dict[str, Tensor]) -> bool:
+    """Whether the backbone is a ResNet of the widths that torchvision and timm have."""
+    widths = [_size(state_dict, f"backbone.{conv}.weight", 0) for conv in _FIRST_CONVS]
+    return "MODEL.RESNETS.DEPTH" in config_values(state_dict) and widths == [64, 64]
 
 
 def _size(state_dict: dict[str, Tensor], key: str, dim: int) -> int | None:
