@@ -1,4 +1,5 @@
 # make demo   learn blood cells on this machine, evaluate, draw the results (about 10 minutes)
+# make demo-pretrained   evaluate the model that comes with the package, draw what it finds
 # make test   the whole test suite
 # make wheel  a wheel with compiled kernels in dist, for any torch from 2.10 on
 # make sanitize   the operator's tests with its CPU kernels under AddressSanitizer and UBSan
@@ -14,13 +15,19 @@ PYTHON ?= $(shell python3 -c '$(HAS_HOME)' && command -v python3 || echo .venv/b
 
 CONFIG := configs/quick_start.yaml
 OUTPUT := output/demo
+PRETRAINED := --config-file $(CONFIG) --weights \
+  package://detectron2_ddetr/model_zoo/weights/quick_start.pth OUTPUT_DIR $(OUTPUT)-pretrained
 
-.PHONY: demo test wheel sanitize environment pytest
+.PHONY: demo demo-pretrained test wheel sanitize environment pytest
 
 demo: environment
 	rm -rf $(OUTPUT)
 	$(PYTHON) train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT)
 	$(PYTHON) -m detectron2_ddetr.cli visualize $(OUTPUT)
+
+demo-pretrained: environment
+	$(PYTHON) -m detectron2_ddetr.cli eval $(PRETRAINED)
+	$(PYTHON) -m detectron2_ddetr.cli visualize $(PRETRAINED)
 
 # Two processes of one thread each: most tests are too small for threads to help.
 test: pytest

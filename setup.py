@@ -202,6 +202,7 @@ setup(
             "configs/*/*.yaml",
             "configs/lazy/*.py",
             "configs/lazy/common/*.py",
+            "weights/*",
         ],
     },
     entry_points={"console_scripts": ["ddetr = detectron2_ddetr.cli:main"]},

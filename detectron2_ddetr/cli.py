@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import commands
+from .checkpoint.projects import PROJECTS
 from .demo.command import add_predict_arguments
 from .engine import run
 from .errors import explained
@@ -23,6 +24,17 @@ examples:
   ddetr analyze --config-file deformable_detr_R_50_50ep.yaml
 
 A config is a file or a name of the model zoo. KEY VALUE pairs change it and come last.
+"""
+
+
+CONVERT_EPILOG = """
+COCO's classes get the rows that the other project gives them: 80 in their order in ddetr and
+detrex, 91 by category id in official and transformers. --classes same keeps the rows.
+
+examples:
+  ddetr convert r50_deformable_detr-checkpoint.pth
+  ddetr convert r50_deformable_detr-checkpoint.pth converted.pth --licence Apache-2.0
+  ddetr convert output/first/model_best.pth folder --to transformers
 """
 
 
@@ -137,14 +149,27 @@ def _parser() -> argparse.ArgumentParser:
         help="draw how dense and deformable attention grow with the image, as .png",
     )
     analysis.set_defaults(weights="")  # only what they cost is of interest
-    convert = add("convert", commands.convert, "convert a checkpoint of the official code")
-    convert.add_argument("official", help="the .pth file")
-    convert.add_argument("converted", help="file to write, for MODEL.WEIGHTS")
+    convert = add(
+        "convert",
+        commands.convert,
+        "say what a checkpoint of Deformable DETR is, or convert it",
+        epilog=CONVERT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("file", help="or the folder of a model of Hugging Face transformers")
+    convert.add_argument("output", nargs="?", help="file to write; a folder for transformers")
+    convert.add_argument("--to", choices=PROJECTS, default="ddetr", help="default: %(default)s")
     convert.add_argument(
-        "--keep-91-classes",
-        action="store_true",
-        help="keep the 91 rows of the class heads, indexed by COCO category id, instead of the "
-        "80 contiguous classes (needs MODEL.DETR.NUM_CLASSES 91)",
+        "--classes",
+        default="",
+        metavar="JSON",
+        help="a list of names, or a COCO json: the class rows to keep; or: same (see below)",
+    )
+    convert.add_argument("--licence", help="of the weights, to be said in the output")
+    convert.add_argument(
+        "--dc5",
+        action=argparse.BooleanOptionalAction,
+        help="whether the last stage is dilated, where the file does not say",
     )
     for command in (
         visualize,

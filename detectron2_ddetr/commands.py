@@ -8,7 +8,8 @@ import tempfile
 from . import model_zoo
 from .analysis.attention_cost import setting_of
 from .analysis.report import analyze, default_size
-from .checkpoint import official
+from .checkpoint.convert import convert_file
+from .checkpoint.doctor import describe, examine
 from .collect_env import describe_environment
 from .config import load_config
 from .data.coco_json import read_coco_json
@@ -108,9 +109,13 @@ def _take_inputs(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    require_folder(os.path.dirname(os.path.abspath(args.converted)))
     setup_logger(name="detectron2_ddetr")
-    official.convert_file(args.official, args.converted, keep_91_classes=args.keep_91_classes)
+    if args.output is None:
+        sys.stdout.write(describe(examine(args.file)) + "\n")
+        return
+    require_folder(os.path.dirname(os.path.abspath(args.output)))
+    options = {"classes": args.classes, "licence": args.licence, "dilated": args.dc5}
+    convert_file(args.file, args.output, to=args.to, **options)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from detectron2_ddetr import convert_official_state_dict, load_config
+from detectron2_ddetr.checkpoint.projects import recognised
 from detectron2_ddetr.modeling import Draws
 from detectron2_ddetr.toolbox import ImageList, build_model
 
@@ -54,6 +55,14 @@ def config(system, case):
 def shapes(system):
     """Of every tensor of the authors' model, by its name; and which are copies of which."""
     return json.loads((FAMILY / f"state_dict_{system}.json").read_text())
+
+
+def names_here(system):
+    """Official names of tensors -> names here."""
+    official = {key: key for key in shapes(system) if key != "__tied__"}
+    project, _ = recognised(official)
+    prepared = project.prepare(official)
+    return {prepared[key]: name for key, name, _ in project.plan(prepared) if name}
 
 
 def official_state_dict(system, case):

@@ -13,8 +13,10 @@ import torch
 from detectron2_ddetr import convert_official_state_dict, load_config
 from detectron2_ddetr.build import build_head
 from detectron2_ddetr.checkpoint.checkpointer import check_state_dict
+from detectron2_ddetr.checkpoint.coco_classes import COCO_CATEGORY_IDS
+from detectron2_ddetr.checkpoint.convert import convert_file
+from detectron2_ddetr.checkpoint.doctor import describe, examine
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file, model_state_dict
-from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS, conversion_report, convert_file
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
 
@@ -107,7 +109,7 @@ def test_unknown_keys_are_named():
     with pytest.raises(ValueError, match="mask_head.lay1.weight"):
         convert_official_state_dict({**official, "mask_head.lay1.weight": torch.zeros(1)})
     for keys in (["detr.class_embed.0.bias"], ["head.class_embed.0.bias"], []):
-        with pytest.raises(ValueError, match="not a state dict of the official"):
+        with pytest.raises(ValueError, match="not a checkpoint of the official"):
             convert_official_state_dict({key: torch.zeros(1) for key in keys})
 
 
@@ -249,10 +251,12 @@ def test_command_line(tmp_path):
     assert result.returncode == 0, result.stderr
     report = result.stdout + result.stderr
     for words in (
-        "variant: two-stage, 4 feature level(s), 6 layers",
+        "official.pth: a checkpoint of the official code",
+        "config: deformable_detr_R_50_two_stage_50ep.yaml\n        MODEL.DETR.NUM_CLASSES 91\n",
+        "91 rows, COCO's by category id",
         "265 tensors: backbone",
         "1 tensors: leftover of a FLOP counter, dropped",
-        "classes: 91 -> 80, objectness row kept",
+        "classes: 91 -> 80",
         "saved to converted.pth",
     ):
         assert words in report, report
@@ -280,20 +284,19 @@ def check_converted(path, variant):
 
 def test_91_classes_are_kept_on_request(tmp_path):
     official_file(tmp_path / "official.pth", "refine")
-    convert_file(str(tmp_path / "official.pth"), str(tmp_path / "out.pth"), keep_91_classes=True)
+    convert_file(str(tmp_path / "official.pth"), str(tmp_path / "out.pth"), classes="same")
     written = torch.load(tmp_path / "out.pth", weights_only=True)
     assert written["model"]["head.class_embed.0.bias"].shape == (91,)
     assert written["with_box_refine"] is True
 
 
-def test_report_counts_add_up():
+def test_report_counts_add_up(tmp_path):
     """What was read is mapped or dropped."""
-    official = official_zeros("refine")
-    converted = convert_official_state_dict(official)
-    report = conversion_report(official, converted)
-    counts = [int(line.split()[0]) for line in report.splitlines() if "tensors: " in line]
-    assert sum(counts) == len(official) == 597
-    assert f"{len(converted)} tensors written" in report and "box refinement" in report
+    official_file(tmp_path / "official.pth", "refine")
+    report = describe(examine(str(tmp_path / "official.pth")))
+    counts = [int(line.split()[0]) for line in report.splitlines() if " tensors: " in line]
+    assert sum(counts) == 597 + 1 and "deformable_detr_R_50_box_refine_50ep.yaml" in report
+    assert f"{597 - 36} tensors, " in report
 
 
 def test_a_failed_conversion_writes_nothing(tmp_path):

@@ -189,7 +189,6 @@ def script():
 
 
 OTHERS = {
-    "safetensors": (lambda: struct.pack("<Q", 20) + b'{"a":{"dtype":"F32"}}', "safetensors.torch"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(50), "convert"),
     "web page": (lambda: b"<!DOCTYPE html><html>", "download"),
     "Git LFS": (

@@ -8,7 +8,6 @@ import torch
 from torch.testing import assert_close
 
 from detectron2_ddetr import build_optimizer
-from detectron2_ddetr.checkpoint.official import plan_conversion
 from detectron2_ddetr.modeling import (
     Denoising,
     Draws,
@@ -178,8 +177,7 @@ def test_gradients(trained):
     of_boxes = sum(loss for name, loss in losses.items() if "bbox" in name or "giou" in name)
     assert_close(of_boxes, case["total_box_loss"].float(), rtol=1e-4, atol=0)
     parameters = dict(trained.model.named_parameters(remove_duplicate=False))
-    official = set(family.shapes(trained.system)) - {"__tied__"}
-    names = {key: name for key, name, _ in plan_conversion(official)}
+    names = family.names_here(trained.system)
     for total, key in ((of_boxes, "grad_norms_box"), (sum(losses.values()), "grad_norms")):
         trained.model.zero_grad()
         total.backward(retain_graph=True)

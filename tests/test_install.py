@@ -65,6 +65,8 @@ def test_built_package_is_complete(tmp_path):
     lazy = {p.relative_to(lib) for p in configs_in(packed / "configs") if p.suffix == ".py"}
     assert lazy and sources | lazy == {p.relative_to(lib) for p in lib.rglob("*.py")}
     assert configs == {p.relative_to(packed) for p in configs_in(packed / "configs")}
+    weights = {p.name for p in (package / "model_zoo" / "weights").iterdir()}
+    assert weights and weights == {p.name for p in (packed / "weights").iterdir()}
     zoo = "from detectron2_ddetr.model_zoo import get_config\n"
     assert (
         run(tmp_path, zoo + "print(get_config('quick_start.yaml').SEED)") == "42\n"
@@ -93,6 +95,7 @@ def test_source_distribution_is_complete(tmp_path):
         "configs/**/*.py",
         "detectron2_ddetr/**/*.py",
         "detectron2_ddetr/**/*.html",
+        "detectron2_ddetr/model_zoo/weights/*",
     ):
         sources = {str(p.relative_to(ROOT)) for p in ROOT.glob(pattern) if p.is_file()}
         assert sources and sources <= packed, sources - packed

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from detectron2_ddetr import Checkpointer, convert_official_state_dict
-from detectron2_ddetr.checkpoint.official import COCO_CATEGORY_IDS
+from detectron2_ddetr.checkpoint.coco_classes import COCO_CATEGORY_IDS
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import TOOLBOX, DetectionCheckpointer, build_model
 

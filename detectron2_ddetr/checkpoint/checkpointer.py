@@ -10,18 +10,19 @@ from torch import nn
 
 from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
-from .class_names import CATEGORY_IDS, CLASS_NAMES, class_names_of, difference_of_names
+from .class_names import class_names_of, difference_of_names
+from .entries import CATEGORY_IDS, CLASS_NAMES, DILATED, LICENCE, REFINES, SOURCE, dilated_of
 from .files import (
-    REFINES,
     last_checkpoint,
     load_checkpoint_file,
     model_state_dict,
     save_atomically,
 )
 from .fine_tune import fit_classes_and_queries, tensors_by_part
-from .fit import check_refinement, check_state_dict
-from .official import official_class_names
+from .fit import check_dilation, check_refinement, check_state_dict, is_dilated
+from .hub import weights_of_folder
 from .package_files import SCHEME, package_file
+from .projects import class_names_by_rows
 from .reading import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,12 @@ class Checkpointer(DetectionCheckpointer):
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
         """Save the model and the names of its classes as `name`.pth, atomically."""
-        # Tensors alone do not tell shared heads from refining ones.
-        data = {"model": self.model.state_dict(), REFINES: getattr(self.model.head, REFINES, None)}
+        # Tensors alone do not tell shared heads from refining ones, nor a dilated backbone.
+        data = {
+            "model": self.model.state_dict(),
+            REFINES: getattr(self.model.head, REFINES, None),
+            DILATED: is_dilated(self.model),
+        }
         if self.class_names is not None:
             data[CLASS_NAMES] = self.class_names
         if self.category_ids is not None:
@@ -121,6 +126,7 @@ class Checkpointer(DetectionCheckpointer):
         if path.startswith(SCHEME):
             return package_file(path)
         if "://" not in path:
+            path = weights_of_folder(path) or path
             if not os.path.isfile(path):
                 what = "is a folder" if os.path.isdir(path) else "does not exist"
                 raise MissingFileError(
@@ -150,11 +156,12 @@ class Checkpointer(DetectionCheckpointer):
         found, family, part = read_state_dict(state_dict, self.model, filename)
         source = f"{filename}, {family}," if family else filename
         expected = self.model.state_dict()
-        names = class_names_of(checkpoint, filename) or official_class_names(family, found)
+        names = class_names_of(checkpoint, filename) or class_names_by_rows(family, found)
         self.found_names, self.found_ids = names, checkpoint.get(CATEGORY_IDS)
         if self._begins_training:
             tensors, lines = fit_classes_and_queries(found, expected, names, self.class_names)
         else:
+            check_dilation(dilated_of(checkpoint), self.model, filename)
             self._check_class_names(names, filename)
             tensors, lines = found, []
         check_state_dict(tensors, expected, source, needs_head=self.needs_head, part=part)
@@ -162,7 +169,8 @@ class Checkpointer(DetectionCheckpointer):
             lines += tensors_by_part(found, tensors, expected, len(state_dict))
             logger.info("\n".join([f"training starts from {source.removesuffix(',')}", *lines]))
         # What is left is for the caller.
-        consumed = {"model", REFINES, CLASS_NAMES, CATEGORY_IDS, *state_dict}
+        consumed = {"model", REFINES, DILATED, CLASS_NAMES, CATEGORY_IDS, SOURCE, LICENCE}
+        consumed |= state_dict.keys()
         extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
         return {"model": tensors, **extra}
 

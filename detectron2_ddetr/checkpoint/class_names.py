@@ -4,12 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from .entries import CLASS_NAMES
 from .files import load_checkpoint_file
-
-#: Key of a checkpoint for the names of its model's classes, in the order of the class numbers.
-CLASS_NAMES = "class_names"
-#: Key of a checkpoint for the category ids of these classes in the data that it was trained on.
-CATEGORY_IDS = "category_ids"
 
 
 def read_class_names(path: str) -> list[str] | None:

@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, MissingFileError
+from .atomic import written_atomically
+from .entries import LICENCE
+from .hub import entries_beside, weights_of_folder
 from .pickled import NotDataError, load_pickle
+from .safetensors import is_safetensors, load_safetensors
 
 # Official checkpoints carry the command line they were trained with. It is a plain container;
 # nothing else that is not a tensor or a Python literal is let in. For the whole process, because
 # detectron2's own checkpointer is to read them too.
 torch.serialization.add_safe_globals([argparse.Namespace])
 
-#: Key of a checkpoint that says whether its model refines boxes layer by layer.
-REFINES = "with_box_refine"
-
 # How files of torch.save begin: a zip archive, or before PyTorch 1.6 a pickle of this number.
 _ZIP, _OLD_TORCH = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 #: Beginnings of sound files that are no checkpoints, what they are and what to do.
 _OTHER_FILES = (
-    (rb"(?s)........\{\s*\"", "a safetensors file: convert it once with "
-     "torch.save(safetensors.torch.load_file(FILE), 'weights.pth')"),
     (rb"\x89HDF", "an HDF5 file (Keras, MATLAB), whose weights are not of PyTorch: convert them"),
     (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page: its address needs another link or a login; "
      "download the file itself"),
@@ -41,18 +40,29 @@ _TAG_RULE = "write the name of a checkpoint beside it there, such as model_final
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
     """
-    Read a file of `torch.save`, or a `.pkl` of numpy arrays, without running code from it.
+    Read a file of `torch.save`, a `.safetensors`, or a `.pkl` of numpy arrays, without running code
+    from it.
+
+    Args:
+        path: may be a folder of Hugging Face transformers. What its config.json says is among the
+            entries, as :func:`entries_beside` has it.
 
     Raises:
         MissingFileError: when there is no such file.
         InputError: when the file is damaged, is no checkpoint, or holds objects other than
             tensors and plain data.
     """
+    path = weights_of_folder(path) or path
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "does not exist"
         raise MissingFileError(f"checkpoint {path} {what}; correct its path")
     with open(path, "rb") as f:
         start = f.read(64)
+    entries = entries_beside(path)
+    if is_safetensors(start):
+        tensors, metadata = load_safetensors(path)
+        known = {LICENCE: metadata[LICENCE]} if LICENCE in metadata else {}
+        return {"model": tensors, **known, **entries}
     try:
         if start.startswith((_ZIP, _OLD_TORCH)):
             with warnings.catch_warnings():
@@ -68,7 +78,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         raise InputError(
             f"{path}: a checkpoint must be a dict, this is a {type(checkpoint).__name__}"
         )
-    return checkpoint
+    return {"model": model_state_dict(checkpoint, path), **entries} if entries else checkpoint
 
 
 def _why_not_loaded(path: str, start: bytes, error: Exception) -> str:
@@ -141,16 +151,8 @@ def _listed(value: dict) -> str:
 
 def save_atomically(data: Any, path: str) -> None:
     """Write with `torch.save` so that `path` holds either its old content or all of the new."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(data, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with written_atomically(path) as f:
+        torch.save(data, f)
 
 
 def last_checkpoint(folder: str) -> str | None:

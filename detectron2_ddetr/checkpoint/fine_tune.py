@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
+from .class_rows import CLASS_HEAD, LABEL_BOOK, encoder_head, rows_by_name
 
 StateDict = dict[str, Tensor]
 
-_CLASS_HEAD = re.compile(r"^head\.class_embed\.(\d+)\.(weight|bias)$")
-_QUERIES = "head.query_embed.weight"
+#: Tensors with a row for each query.
+_QUERIES = ("head.query_embed.weight", "head.transformer.refpoint_embed.weight")
 _PARTS = re.compile(r"^(backbone|head\.[a-z_]+)\.")
 
 
@@ -53,27 +54,28 @@ def fit_classes_and_queries(
     sources, said = _sources(found_names, names, count)
     fitted, lines = dict(found), []
     if sources != list(range(count)):
-        encoder = _encoder_head(model)
+        encoder = encoder_head(model)
         for key in model:
-            matched = _CLASS_HEAD.match(key)
+            matched = CLASS_HEAD.match(key)
             if matched and key in found and found[key].shape[1:] == model[key].shape[1:]:
                 rows = sources
                 if int(matched[1]) == encoder:
                     others = [r if r < count else None for r in range(len(names))]
                     rows = [OBJECTNESS_CHANNEL, *others[1:]]
                 fitted[key] = _rows(found[key], model[key], rows)
+            if key == LABEL_BOOK and key in found and count + 1 == len(found[key]):
+                fitted[key] = _rows(found[key], model[key], [*sources, count])
         lines.append(said)
-    if _QUERIES in found and _QUERIES in model and found[_QUERIES].shape != model[_QUERIES].shape:
-        old, new = len(found[_QUERIES]), len(model[_QUERIES])
-        if found[_QUERIES].shape[1:] == model[_QUERIES].shape[1:]:
+    for key in _QUERIES:
+        if key not in found or key not in model or found[key].shape == model[key].shape:
+            continue
+        old, new = len(found[key]), len(model[key])
+        if found[key].shape[1:] == model[key].shape[1:]:
             kept = [row if row < old else None for row in range(new)]
-            fitted[_QUERIES] = _rows(found[_QUERIES], model[_QUERIES], kept)
-            lines.append(
-                f"queries: the first {new} of {old}"
-                if new < old
-                else f"queries: {old}, and {new - old} new ones"
-            )
-    return fitted, lines
+            fitted[key] = _rows(found[key], model[key], kept)
+            said = f"the first {new} of {old}" if new < old else f"{old}, and {new - old} new ones"
+            lines.append(f"queries: {said}")
+    return fitted, list(dict.fromkeys(lines))
 
 
 def tensors_by_part(
@@ -116,8 +118,7 @@ def _sources(
         return [None] * len(names), (
             f"class rows: all {len(names)} are new, since the file does not name its {count}"
         )
-    row_of = {_plain(name): row for row, name in reversed(list(enumerate(found_names))) if name}
-    sources = [row_of.get(_plain(name)) for name in names]
+    sources = rows_by_name(found_names, names)
     kept = [name for name, row in zip(names, sources) if row is not None]
     new = [name for name, row in zip(names, sources) if row is None]
     rest = sum(bool(name) for name in found_names) - len(kept)
@@ -125,20 +126,9 @@ def _sources(
     return sources, f"{said}; of the file's, {rest} are not used" if rest else said
 
 
-def _plain(name: str) -> str:
-    return name.strip().casefold()
-
-
 def _listed(names: Sequence[str]) -> str:
     more = f", ... {len(names)} in all" if len(names) > 10 else ""
     return (", ".join(names[:10]) + more) or "none"
-
-
-def _encoder_head(model: StateDict) -> int | None:
-    """The class head of a proposing encoder is the last; None where no encoder proposes."""
-    if "head.transformer.enc_output.weight" not in model:
-        return None
-    return max(int(matched[1]) for key in model if (matched := _CLASS_HEAD.match(key)))
 
 
 def _rows(old: Tensor, new: Tensor, sources: Sequence[int | None]) -> Tensor:

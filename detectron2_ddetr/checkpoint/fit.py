@@ -1,14 +1,10 @@
 """Whether weights fit a model, and if not, which config key says why."""
 
-import re
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-
-_RES4 = re.compile(r"\bres4\.(\d+)\.conv(\d)\.")
+from .sizes import config_values
 
 
 def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
@@ -25,6 +21,28 @@ def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
         raise InputError(
             f"{source} does not fit this config: it was made with "
             f"MODEL.DETR.WITH_BOX_REFINE {found}, the config has {wanted}"
+        )
+
+
+def is_dilated(model: nn.Module) -> bool:
+    """Whether the backbone has dilated convolutions, as that of DC5."""
+    convs = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+    return any(max(conv.dilation) > 1 for conv in convs)
+
+
+def check_dilation(found: bool | None, model: nn.Module, source: str) -> None:
+    """
+    Args:
+        found: whether the weights are of a model with a dilated backbone; None when unknown.
+
+    Raises:
+        InputError: when the model is of the other kind, which has the same tensors.
+    """
+    if found is not None and found != is_dilated(model):
+        raise InputError(
+            f"{source} does not fit this config: it was made "
+            f"{'with' if found else 'without'} a dilated backbone (DC5), whose tensors are the "
+            f"same: set MODEL.RESNETS.RES5_DILATION {2 if found else 1}"
         )
 
 
@@ -85,40 +103,13 @@ def _check_finite(state_dict: dict[str, Tensor], filename: str) -> None:
 
 def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
     """Differences that a config key explains, in words."""
-    depths = [_resnet_depth(state_dict) for state_dict in (checkpoint, model)]
-    lines = []
-    if depths[0] != depths[1] and None not in depths:
-        lines.append(f"it has a ResNet-{depths[0]}, the config MODEL.RESNETS.DEPTH {depths[1]}")
-    if not any(key.startswith("head.") for key in checkpoint):
-        return lines
-    for what, key, of in (
-        ("TWO_STAGE", "head.transformer.enc_output.weight", _contains),
-        ("NUM_FEATURE_LEVELS", "head.transformer.level_embed", _length),
-        ("NUM_CLASSES", "head.class_embed.0.bias", _length),
-        ("NUM_QUERIES", "head.query_embed.weight", _length),
-        ("ENC_LAYERS", "head.transformer.encoder.layers.", _num_layers),
-        ("DEC_LAYERS", "head.transformer.decoder.layers.", _num_layers),
-    ):
-        found, expected = of(checkpoint, key), of(model, key)
-        if found != expected and None not in (found, expected):
-            lines.append(f"it was made with MODEL.DETR.{what} {found}, the config has {expected}")
-    return lines
-
-
-def _contains(state_dict: dict[str, Tensor], key: str) -> bool:
-    return key in state_dict
-
-
-def _length(state_dict: dict[str, Tensor], key: str) -> int | None:
-    return len(state_dict[key]) if key in state_dict else None
-
-
-def _num_layers(keys: Iterable[str], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
-
-
-def _resnet_depth(keys: Iterable[str]) -> int | None:
-    """By the stage that tells them apart; None for what is no ResNet of detectron2's."""
-    found = [m for m in map(_RES4.search, keys) if m]
-    deep = any(m[2] == "3" for m in found)
-    return {2: 18, 6: 50 if deep else 34, 23: 101, 36: 152}.get(len({m[1] for m in found}))
+    found, expected = config_values(checkpoint), config_values(model)
+    return [
+        (
+            f"it has a ResNet-{value}, the config {key} {expected[key]}"
+            if key == "MODEL.RESNETS.DEPTH"
+            else f"it was made with {key} {value}, the config has {expected[key]}"
+        )
+        for key, value in found.items()
+        if expected.get(key, value) != value
+    ]

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .caffe2 import convert_caffe2_state_dict, is_caffe2
+from .class_rows import num_class_rows, take_class_rows
+from .coco_classes import COCO_CATEGORY_IDS
 from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
-from .files import REFINES
+from .entries import REFINES
 from .fit import check_refinement, check_state_dict
-from .official import COCO_CATEGORY_IDS, OFFICIAL, convert_official_state_dict, has_refining_heads
+from .project import Project
+from .projects import OTHERS, without_shared_beginning
 from .torchvision import convert_torchvision_state_dict
 
 logger = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ _IN_RESNET = re.compile(r"^backbone\.(?:.*\.)?((?:stem|res\d)\..*)$")
 _CLASSIFIER = re.compile(r"^(stem\.)?(fc|linear)\.")
 #: Parts that only other detectors of detectron2 have.
 _OTHER_HEADS = ("proposal_generator.", "roi_heads.", "head.cls_subnet.", "head.bbox_subnet.")
-#: Checkpoints that nothing here converts, by a piece of their names.
+#: Other detectors, by a piece of the names in their checkpoints.
 _UNREADABLE = {
     ".attentions.0.": "detrex",
     "bbox_head.": "mmdetection",
@@ -50,7 +53,7 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
     """
     Weights under the names of `model`, whichever of these they are:
 
-    * a detector of this package, or of the official code;
+    * a detector of this package, of the official code, detrex or Hugging Face transformers;
     * a ResNet of torchvision, detectron2 or Caffe2, an EfficientNet-Lite;
     * the model's own backbone, or that of another detector of detectron2 or torchvision.
 
@@ -66,11 +69,11 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
     """
     expected = model.state_dict()
     found, family = state_dict, _family(state_dict, expected)
-    while family is None and (shorter := _without_shared_beginning(found)):
+    while family is None and (shorter := without_shared_beginning(found)):
         found, family = shorter, _family(shorter, expected)
     if family is None:
         if state_dict:
-            raise InputError(f"{source}: {_why_unreadable(state_dict)}")
+            raise InputError(f"{source}: {why_unreadable(state_dict)}")
         return Weights(state_dict, "", "")
     check_refinement(family.refines(found), model, source)
     tensors = _settle(family.convert(found, expected), expected)
@@ -130,31 +133,25 @@ def _family(state_dict: StateDict, expected: StateDict) -> _Family | None:
     return next((f for f in _FAMILIES if f.recognise(state_dict, expected)), None)
 
 
-def _without_shared_beginning(state_dict: StateDict) -> StateDict:
-    """The same under names without their first word, if that is the same in all; else {}."""
-    words = {key.partition(".")[0] for key in state_dict}
-    if len(words) != 1 or not all("." in key for key in state_dict):
-        return {}
-    return {key.partition(".")[2]: value for key, value in state_dict.items()}
-
-
 def _project(state_dict: StateDict) -> str:
     """The other project that the weights are of; "" if it is not known."""
     of = (name for piece, name in _UNREADABLE.items() if any(piece in key for key in state_dict))
     return next(of, "")
 
 
-def _why_unreadable(state_dict: StateDict) -> str:
+def why_unreadable(state_dict: StateDict) -> str:
+    """Of weights of no known family: what they are, as far as it is known, and what to give."""
     if project := _project(state_dict):
         return (
-            f"a checkpoint of {project} is not converted here; give one of this package or of "
-            "the official Deformable DETR, or weights of the backbone alone"
+            f"a checkpoint of {project} that is none of Deformable DETR; give one of this package, "
+            "or Deformable DETR of the official code, detrex or Hugging Face transformers, or "
+            "weights of the backbone alone"
         )
     return (
         f"does not fit this config: none of its {len(state_dict)} tensors, the first "
         f"{next(iter(state_dict))}, belongs to the model. Known are checkpoints of this package "
-        "and of the official Deformable DETR, ResNets of torchvision, detectron2 and Caffe2, and "
-        "weights of the model's own backbone"
+        "and of Deformable DETR in the official code, detrex and Hugging Face transformers, "
+        "ResNets of torchvision, detectron2 and Caffe2, and weights of the model's own backbone"
     )
 
 
@@ -175,12 +172,22 @@ def _convert_bare(state_dict: StateDict, expected: StateDict) -> StateDict:
     return {f"{root}{k}": v for k, v in state_dict.items() if not _CLASSIFIER.match(k)}
 
 
-def _convert_official(state_dict: StateDict, expected: StateDict) -> StateDict:
-    """Of the 91 rows for COCO's ids, the 80 of its classes where the model has 80."""
-    theirs, ours = state_dict.get("class_embed.0.bias"), expected.get("head.class_embed.0.bias")
-    lengths = [len(x) for x in (theirs, ours) if x is not None]
-    class_ids = COCO_CATEGORY_IDS if lengths == [91, 80] else None
-    return convert_official_state_dict(state_dict, class_ids=class_ids)
+def _family_of(project: Project) -> _Family:
+    """Of the 91 rows for COCO's ids, the 80 of its classes are taken where the model has 80."""
+
+    def convert(state_dict: StateDict, expected: StateDict) -> StateDict:
+        converted = project.to_here(state_dict)
+        if (num_class_rows(converted), num_class_rows(expected)) == (91, 80):
+            return take_class_rows(converted, COCO_CATEGORY_IDS)
+        return converted
+
+    return _Family(
+        project.name,
+        lambda found, _: project.recognises(found),
+        convert,
+        project.refines,
+        project.caveat,
+    )
 
 
 def _convert_torchvision_detector(state_dict: StateDict, expected: StateDict) -> StateDict:
@@ -198,12 +205,7 @@ def _convert_other_detector(state_dict: StateDict, expected: StateDict) -> State
 
 
 _FAMILIES = (
-    _Family(
-        OFFICIAL,
-        lambda found, _: "transformer.level_embed" in found,
-        _convert_official,
-        has_refining_heads,
-    ),
+    *map(_family_of, OTHERS),
     _Family(
         "a detector of torchvision, of which the backbone is taken",
         lambda found, _: "backbone.body.layer1.0.conv1.weight" in found,

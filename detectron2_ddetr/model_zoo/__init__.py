@@ -3,13 +3,27 @@
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from ..checkpoint.checkpointer import Checkpointer
 from ..config import load_config
 from ..errors import MissingFileError
 from ..toolbox import CfgNode, build_model
 
 _CONFIGS = Path(__file__).parent / "configs"
+_DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/v0.1.0/converted_"
+#: Trained weights of configs: our own, and the authors' in the files of detrex.
+_WEIGHTS = {
+    "quick_start.yaml": "package://detectron2_ddetr/model_zoo/weights/quick_start.pth",
+    "deformable_detr/deformable_detr_R_50_50ep.yaml": f"{_DETREX}deformable_detr_r50.pth",
+    "deformable_detr/deformable_detr_R_50_box_refine_50ep.yaml": (
+        f"{_DETREX}deformable_detr_r50_with_box_refine_50ep.pth"
+    ),
+    "deformable_detr/deformable_detr_R_50_two_stage_50ep.yaml": (
+        f"{_DETREX}deformable_detr_two_stage_50ep.pth"
+    ),
+}
 
 
 def list_config_files() -> list[str]:
@@ -42,18 +56,56 @@ def get_config_file(name: str) -> str:
     return str(_CONFIGS / found[0])
 
 
-def get_config(name: str) -> CfgNode:
-    """The config itself, frozen; `name` as in :func:`get_config_file`, of YAML."""
-    return load_config(get_config_file(name))
-
-
-def get(name: str, device: str | None = None) -> nn.Module:
+def get_checkpoint_url(name: str) -> str:
     """
-    The model of a config, with random weights.
+    Where the trained weights of a config are, for `MODEL.WEIGHTS`; MODEL_ZOO.md has their sources
+    and licences.
+
+    Args:
+        name: as in :func:`get_config_file`.
+
+    Raises:
+        MissingFileError: if there are none that can be had without a browser.
+    """
+    known = Path(get_config_file(name)).relative_to(_CONFIGS).as_posix()
+    if known not in _WEIGHTS:
+        raise MissingFileError(
+            f"no weights of {known} can be downloaded by a program; MODEL_ZOO.md says where the "
+            "authors have theirs: download the file, and set MODEL.WEIGHTS to it"
+        )
+    return _WEIGHTS[known]
+
+
+def get_config(name: str, trained: bool = False) -> CfgNode:
+    """
+    The config itself, frozen.
 
     Args:
         name: as in :func:`get_config_file`, of YAML.
-        device: "cpu", "cuda", ...; None leaves what the config says.
+        trained: with MODEL.WEIGHTS of a trained detector, instead of those that a training of the
+            config starts from.
     """
-    opts = [] if device is None else ["MODEL.DEVICE", device]
-    return build_model(load_config(get_config_file(name), opts))
+    opts = ["MODEL.WEIGHTS", get_checkpoint_url(name)] if trained else []
+    return load_config(get_config_file(name), opts)
+
+
+def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """
+    The model of a config, in training mode.
+
+    Args:
+        name: as in :func:`get_config_file`, of YAML.
+        trained: with the weights of :func:`get_checkpoint_url`; otherwise they are random.
+        device: "cpu", "cuda", ...; None is what the config says, and the CPU where that is a GPU
+            and there is none.
+    """
+    cfg = get_config(name, trained).clone()
+    cfg.defrost()
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    elif not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    if trained:
+        Checkpointer(model, needs_head=True).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    return model
