@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from detectron2_ddetr.modeling import deformed_keys
-from detectron2_ddetr.modeling.bilinear import cells, sample_rows, sample_table, taps
+from detectron2_ddetr.modeling.bilinear import sample_rows, sample_table, table_taps
 from detectron2_ddetr.modeling.deformed_keys import DeformedKeyAttention
 
 from .conftest import ROOT
@@ -150,9 +150,8 @@ def test_bilinear_reading_is_that_of_torch(wide):
     tables = table[None].expand(2, -1, -1, -1, -1).flatten(0, 1)
     expected = F.grid_sample(tables, apart.flip(-1).flatten(2, 3), align_corners=True)
     expected = expected.view(2, GROUPS, 2, 3, 4, 7).permute(0, 1, 5, 3, 2, 4)
-    rows = taps(cells((y - positions[..., :1]) / 2, 5), 5)
-    columns = taps(cells((x - positions[..., 1:]) / 2, 9), 9)
-    _same(sample_table(table, rows, columns), expected, (table, positions))
+    at = table_taps(table, (y - positions[..., :1]) / 2, (x - positions[..., 1:]) / 2)
+    _same(sample_table(table, *at), expected, (table, positions))
 
 
 def _same(found, expected, inputs):
@@ -210,11 +209,8 @@ def test_bias_on_whole_displacements_is_a_table_lookup():
     y, x = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (h, w))
     keys = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(1, 1, h * w, 2)
     keys = keys.expand(1, GROUPS, -1, -1)
-    found = sample_table(
-        table,
-        taps(cells((y - keys[..., :1]) / 2, 2 * h - 1), 2 * h - 1),
-        taps(cells((x - keys[..., 1:]) / 2, 2 * w - 1), 2 * w - 1),
-    )
+    at = table_taps(table, (y - keys[..., :1]) / 2, (x - keys[..., 1:]) / 2)
+    found = sample_table(table, *at)
     for key in range(h * w):
         for i in range(h):
             for j in range(w):

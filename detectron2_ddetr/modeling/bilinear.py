@@ -79,8 +79,9 @@ def sample_table(
 
     Args:
         table: (G, M, A, B), M tables for each group.
-        rows: of the fractional indices along A, (N, G, K, H), what :func:`taps` returns.
-        columns: the same of those along B, (N, G, K, W).
+        rows: of the fractional indices along A, (N, G, K, H): :func:`taps` of them, with the
+            indices counted through, A for each key.
+        columns: of those along B, (N, G, K, W): the same, with B for each group.
 
     Returns:
         (N, G, K, H, M, W), at (rows[..., i], columns[..., j]).
@@ -89,10 +90,25 @@ def sample_table(
     n, _, keys, height, _ = rows[0].shape
     width = columns[0].shape[3]
     # Along columns first: each (key, column) is a weighted sum of two columns of the table.
-    group = torch.arange(groups, device=table.device).view(groups, 1, 1, 1)
-    lines = table.permute(0, 3, 2, 1).reshape(groups * b, a * tables)
-    lines = sum_of_rows(lines, columns[0] + b * group, columns[1])
+    lines = sum_of_rows(table.permute(0, 3, 2, 1).reshape(groups * b, a * tables), *columns)
     lines = lines.reshape(n * groups * keys, width, a, tables).permute(0, 2, 3, 1)
-    key = torch.arange(len(lines), device=table.device).view(n, groups, keys, 1, 1)
-    found = sum_of_rows(lines.reshape(-1, tables * width), rows[0] + a * key, rows[1])
+    found = sum_of_rows(lines.reshape(-1, tables * width), *rows)
     return found.reshape(n, groups, keys, height, tables, width)
+
+
+def table_taps(
+    table: Tensor, y: Tensor, x: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """
+    What :func:`sample_table` reads `table` by, at rows and columns that go from -1 to 1.
+
+    Args:
+        y, x: (N, G, K, H) and (N, G, K, W).
+    """
+    _, _, a, b = table.shape
+    n, groups, keys, _ = y.shape
+    rows, row_weights = taps(cells(y, a), a)
+    columns, column_weights = taps(cells(x, b), b)
+    key = torch.arange(n * groups * keys, device=table.device).view(n, groups, keys, 1, 1)
+    group = torch.arange(groups, device=table.device).view(groups, 1, 1, 1)
+    return (rows + a * key, row_weights), (columns + b * group, column_weights)

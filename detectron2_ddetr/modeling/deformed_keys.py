@@ -117,10 +117,9 @@ class DeformedKeyAttention(nn.Module):
         attend = self._attend
         if torch.is_grad_enabled() and of_a_column * width > _KEPT:
             attend = functools.partial(checkpoint, attend, use_reentrant=False)
-        out = [
-            attend(part, k, v, bias, slice(i * at_a_time, (i + 1) * at_a_time))
-            for i, part in enumerate(q.split(at_a_time, dim=2))
-        ]
+        queries = q.split(at_a_time, dim=2)
+        biases = bias.split(at_a_time) if bias is not None else [None] * len(queries)
+        out = [attend(*part, k, v) for part in zip(queries, biases)]
         return self.proj_drop(self.proj_out(torch.cat(out, dim=2) if len(out) > 1 else out[0]))
 
     def deformation(self, q: Tensor) -> Deformation:
@@ -152,7 +151,7 @@ class DeformedKeyAttention(nn.Module):
         positions = deformation.positions.flatten(2, 3)
         k, _ = self._keys(x, positions)
         bias = self._position_bias(positions, *x.shape[1:3])
-        weights = self._weights(q, k, bias, slice(None))
+        weights = self._weights(q, bias, k)
         return weights.transpose(2, 3).unflatten(3, deformation.reference.shape[:2]), deformation
 
     def _intervals(self, size: int) -> int:
@@ -187,24 +186,17 @@ class DeformedKeyAttention(nn.Module):
         return RelativeBias.at(self.rpe_table, positions, y, x)
 
     def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: RelativeBias | AbsoluteBias | None,
-        columns: slice,
+        self, q: Tensor, bias: RelativeBias | AbsoluteBias | None, k: Tensor, v: Tensor
     ) -> Tensor:
         """(N, H, W', C), for the queries of some columns of the map, (N, H, W', C)."""
-        weights = self.attn_drop(self._weights(q, k, bias, columns))
+        weights = self.attn_drop(self._weights(q, bias, k))
         out = v.transpose(2, 3) @ weights.to(v.dtype)  # (N, M, D, H*W')
         return out.flatten(1, 2).transpose(1, 2).reshape(q.shape)
 
-    def _weights(
-        self, q: Tensor, k: Tensor, bias: RelativeBias | AbsoluteBias | None, columns: slice
-    ) -> Tensor:
+    def _weights(self, q: Tensor, bias: RelativeBias | AbsoluteBias | None, k: Tensor) -> Tensor:
         """(N, M, Ns, H*W'): keys before queries, which is how the biases come."""
         q = (q * k.shape[3] ** -0.5).unflatten(3, (self.heads, -1))
         logits = k @ q.permute(0, 3, 4, 1, 2).flatten(3)
         if bias is not None:
-            bias.add_to(logits, columns)  # in place: the largest of all tensors
+            bias.add_to(logits)  # in place: the largest of all tensors
         return logits.softmax(dim=2)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bilinear import cells, sample_table, taps
+from .bilinear import sample_table, table_taps
 
 
 class RelativeBias(NamedTuple):
@@ -13,8 +13,7 @@ class RelativeBias(NamedTuple):
     Read from tables at the distance of query and key.
 
     table: (G, M/G, A, B), of each head.
-    rows, columns: what of the table each key and row, or column, of queries reads, see
-        :func:`sample_table`.
+    rows, columns: what of it each key reads for each row and column of queries.
     """
 
     table: Tensor
@@ -29,17 +28,18 @@ class RelativeBias(NamedTuple):
             positions: (N, G, Ns, 2), (y, x) of the keys in [-1, 1].
             y, x: (H,) and (W,), of the rows and columns of queries.
         """
-        _, a, b = table.shape
-        return cls(
-            table.unflatten(0, (positions.shape[1], -1)),
-            taps(cells((y - positions[..., :1]) / 2, a), a),
-            taps(cells((x - positions[..., 1:]) / 2, b), b),
-        )
+        table = table.unflatten(0, (positions.shape[1], -1))
+        apart = (y - positions[..., :1]) / 2, (x - positions[..., 1:]) / 2
+        return cls(table, *table_taps(table, *apart))
 
-    def add_to(self, logits: Tensor, columns: slice) -> None:
-        """In place, to (N, M, Ns, H * W'), of the queries of some columns of the map."""
-        some = self.columns[0][..., columns, :], self.columns[1][..., columns, :]
-        bias = sample_table(self.table, self.rows, some).permute(0, 1, 4, 2, 3, 5)
+    def split(self, columns: int) -> list["RelativeBias"]:
+        """Of as many columns of queries each."""
+        parts = zip(*(t.split(columns, dim=3) for t in self.columns))
+        return [self._replace(columns=part) for part in parts]
+
+    def add_to(self, logits: Tensor) -> None:
+        """In place, to (N, M, Ns, H * W)."""
+        bias = sample_table(self.table, self.rows, self.columns).permute(0, 1, 4, 2, 3, 5)
         logits.view(bias.shape).add_(bias)
 
 
@@ -56,6 +56,8 @@ class AbsoluteBias(NamedTuple):
         )
         return cls(stretched[0].transpose(1, 2).unflatten(2, (height, width)))
 
-    def add_to(self, logits: Tensor, columns: slice) -> None:
-        some = self.table[..., columns]
-        logits.view(len(logits), *some.shape).add_(some)
+    def split(self, columns: int) -> list["AbsoluteBias"]:
+        return [AbsoluteBias(part) for part in self.table.split(columns, dim=3)]
+
+    def add_to(self, logits: Tensor) -> None:
+        logits.view(len(logits), *self.table.shape).add_(self.table)
