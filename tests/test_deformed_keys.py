@@ -218,6 +218,22 @@ def test_bias_on_whole_displacements_is_a_table_lookup():
                 assert_close(found[0, :, key, i, :, j], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride, millions", [(2, (79.63, 0.508)), (1, (145.11, 2.03))])
+def test_complexity(stride, millions):
+    """Eq. (8) at 14x14 cells, 384 channels and k = 5: what is counted, but for LayerNorm."""
+    from fvcore.nn import FlopCountAnalysis
+
+    module = DeformedKeyAttention(
+        384, 12, map_size=(14, 14), groups=1, kernel_size=5, stride=stride, offset_range_factor=2
+    )
+    counter = FlopCountAnalysis(module, torch.zeros(1, 14, 14, 384)).unsupported_ops_warnings(False)
+    counts = counter.by_operator()
+    hw, ns, c = 14 * 14, (14 // stride) ** 2, 384
+    attention, network = 2 * hw * ns * c + 2 * hw * c**2 + 2 * ns * c**2, (25 + 2) * ns * c
+    assert counts["linear"] + counts["matmul"] + counts["conv"] == attention + network
+    assert (attention / 1e6, network / 1e6) == pytest.approx(millions, rel=1e-3)
+
+
 @pytest.mark.parametrize("at_a_time, kept", [(1, 0), (2**30, 0), (100, 2**30)])
 def test_parts_change_nothing(monkeypatch, at_a_time, kept):
     """Few columns of queries at a time, computed again in the backward pass or kept."""

@@ -13,11 +13,13 @@ from .channels_last import ChannelNorm, Pointwise, depthwise
 from .position_bias import AbsoluteBias, RelativeBias
 from .precision import at_least_float32
 
-#: Attention weights that are computed at a time: 64 MB in float32.
-_AT_A_TIME = 2**24
+#: Attention weights that are computed at a time: 32 MB in float32.
+_AT_A_TIME = 2**23
 #: Attention weights of an image up to which training keeps them for the backward pass; more are
-#: computed again there.
+#: computed again there, in no more parts than about these: of forty, the allocator of the system
+#: gave so little back that the step of a large image took twice the memory.
 _KEPT = 2**20
+_PARTS = 12
 
 
 class Deformation(NamedTuple):
@@ -113,10 +115,11 @@ class DeformedKeyAttention(nn.Module):
         k, v = self._keys(x, positions)
         bias = self._position_bias(positions, height, width)
         of_a_column = self.heads * k.shape[2] * height
-        at_a_time = max(1, _AT_A_TIME // (n * of_a_column))
-        attend = self._attend
+        attend, least = self._attend, 1
         if torch.is_grad_enabled() and of_a_column * width > _KEPT:
             attend = functools.partial(checkpoint, attend, use_reentrant=False)
+            least = max(1, width // _PARTS)
+        at_a_time = max(least, _AT_A_TIME // (n * of_a_column))
         queries = q.split(at_a_time, dim=2)
         biases = bias.split(at_a_time) if bias is not None else [None] * len(queries)
         out = [attend(*part, k, v) for part in zip(queries, biases)]
