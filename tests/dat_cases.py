@@ -41,14 +41,14 @@ def probe(seed, index, like):
 
 def golden(kind, net, grid=None):
     """The stored case of a classifier ("") or backbone ("_detection"), and the network."""
-    case = load(f"dat_{kind}")
+    case = load(f"family/dat_{kind}")
     config = case["config"]
     options = dict(config["kwargs"])
     if net == "":
         model = DATClassifier(**options)
     else:
         model = DATBackbone(**{k: v for k, v in options.items() if k != "num_classes"}, grid=grid)
-    shapes = json.loads((GOLDEN / f"state_dict_dat_{kind}{net}.json").read_text())
+    shapes = json.loads((GOLDEN / "family" / f"state_dict_dat_{kind}{net}.json").read_text())
     weights = {
         key: torch.from_numpy(np.asarray(seeded_parameter(key, tuple(shape), config["seed"])))
         for key, shape in shapes.items()

@@ -124,7 +124,7 @@ def test_parameters(name):
 @pytest.mark.parametrize("name, kind", [("DAT-T", "dat_v1"), ("DAT-T++", "dat_pp")])
 def test_names_of_the_weights(name, kind):
     """But for the constants, which are made anew."""
-    keys = json.loads((GOLDEN / "dat_checkpoint_keys.json").read_text())[kind]
+    keys = json.loads((GOLDEN / "family" / "dat_checkpoint_keys.json").read_text())[kind]
     with torch.device("meta"):
         classifier = DATClassifier(**DAT_SIZES[name])
         backbones = [DATBackbone(**DAT_SIZES[name], out_indices=i) for i in (range(4), (1, 2, 3))]
