@@ -106,6 +106,15 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = ""
     cfg.MODEL.TIMM.FROZEN_NORM = False
 
+    # The network that MODEL.BACKBONE.NAME "build_dat_backbone" builds, such as "DAT-T" or
+    # "DAT-T++", and which of its maps it puts out: stride4, stride8, stride16, stride32.
+    # DROP_PATH_RATE is how often training leaves out the last block for an image; blocks before
+    # it are left out less.
+    cfg.MODEL.DAT = CfgNode()
+    cfg.MODEL.DAT.NAME = "DAT-T"
+    cfg.MODEL.DAT.OUT_FEATURES = ["stride8", "stride16", "stride32"]
+    cfg.MODEL.DAT.DROP_PATH_RATE = 0.0
+
     # Loss. The same weights hold for every decoder layer and for the encoder.
     node.FOCAL_ALPHA = 0.25
     node.LOSS_CE_WEIGHT = 2.0

@@ -42,6 +42,7 @@ _RANGES = {
     ),
     "MODEL.DETR.DROPOUT": (0, 1),
     "MODEL.DETR.DENOISING.LABEL_NOISE": (0, 1),
+    "MODEL.DAT.DROP_PATH_RATE": (0, 1),
     "SOLVER.EMA_DECAY": (0, math.nextafter(1, 0)),
     "MODEL.PIXEL_STD": (_ABOVE_0, _MOST),
     "SOLVER.BASE_LR": (_ABOVE_0, _MOST),

@@ -1,6 +1,7 @@
 """Registers everything with detectron2 and collects the public names of the package."""
 
 from . import counters as _counters  # noqa: F401  registers
+from .backbones import dat as _dat  # noqa: F401  registers
 from .backbones import resnet as _resnet  # noqa: F401  registers
 from .backbones import timm_features as _timm_features  # noqa: F401  registers
 from .build import (

@@ -44,6 +44,9 @@ def test_keys_of_detectron2_are_left_alone():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     assert {key for key in new if not key.startswith(NODE)} == {
+        "MODEL.DAT.DROP_PATH_RATE",
+        "MODEL.DAT.NAME",
+        "MODEL.DAT.OUT_FEATURES",
         "MODEL.TIMM.FROZEN_NORM",
         "MODEL.TIMM.NAME",
         "SOLVER.ACCUMULATION_STEPS",

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .caffe2 import convert_caffe2_state_dict, is_caffe2
 from .class_rows import num_class_rows, take_class_rows
 from .coco_classes import COCO_CATEGORY_IDS
+from .dat import convert_dat, is_dat
 from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
 from .entries import REFINES
 from .fit import check_refinement, check_state_dict
@@ -54,7 +55,7 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
     Weights under the names of `model`, whichever of these they are:
 
     * a detector of this package, of the official code, detrex or Hugging Face transformers;
-    * a ResNet of torchvision, detectron2 or Caffe2, an EfficientNet-Lite;
+    * a ResNet of torchvision, detectron2 or Caffe2, an EfficientNet-Lite, a DAT of its authors;
     * the model's own backbone, or that of another detector of detectron2 or torchvision.
 
     All names may begin with the same words, such as "module.".
@@ -234,6 +235,11 @@ _FAMILIES = (
         "an EfficientNet-Lite",
         lambda found, _: is_efficientnet_lite(found),
         lambda found, expected: convert_efficientnet_lite(found, expected, "backbone.network."),
+    ),
+    _Family(
+        "a DAT trained on ImageNet",
+        lambda found, expected: is_dat(found) and "backbone.patch_proj.0.weight" in expected,
+        lambda found, expected: convert_dat(found, expected, "backbone."),
     ),
     _Family(
         "weights of a backbone",

@@ -1,0 +1,114 @@
+"""Bilinear interpolation as sums of few rows, the kernel max(0, 1 - |a - b|) of each axis."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import at_least_float32
+
+
+def cells(normalised: Tensor, size: int) -> Tensor:
+    """Where -1 is the first of `size` cells and 1 the last: their index, with fractions."""
+    return (at_least_float32(normalised) + 1) / 2 * (size - 1)
+
+
+def taps(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """
+    The two neighbours of each fractional index along one axis.
+
+    Args:
+        index: (...), cells; may lie outside of 0 .. `size` - 1, where there are zeros.
+
+    Returns:
+        (..., 2) int64 within the axis, and their weights, (..., 2) in the dtype of `index`.
+    """
+    low = index.floor()
+    fraction = index - low
+    neighbours = torch.stack((low, low + 1), dim=-1)
+    inside = (neighbours >= 0) & (neighbours < size)
+    weights = torch.stack((1 - fraction, fraction), dim=-1) * inside
+    return neighbours.clamp(0, size - 1).long(), weights
+
+
+def sum_of_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """
+    Args:
+        rows: (R, C).
+        index, weights: (..., T), which rows and how much of each.
+
+    Returns:
+        (..., C), sum_t weights[..., t] * rows[index[..., t]].
+    """
+    *shape, number = index.shape
+    summed = F.embedding_bag(
+        index.reshape(-1, number),
+        rows,
+        mode="sum",
+        per_sample_weights=weights.reshape(-1, number).to(rows.dtype),
+    )
+    return summed.reshape(*shape, rows.shape[1])
+
+
+def sample_rows(maps: Tensor, positions: Tensor) -> Tensor:
+    """
+    Reads maps at points, zero outside; torch's `grid_sample` with `align_corners`.
+
+    Args:
+        maps: (N, H, W, G, C), G groups of channels.
+        positions: (N, G, K, 2), (y, x), -1 and 1 at the centres of the outer cells.
+
+    Returns:
+        (N, G, K, C).
+    """
+    n, height, width, groups, channels = maps.shape
+    rows, row_weights = taps(cells(positions[..., 0], height), height)
+    columns, column_weights = taps(cells(positions[..., 1], width), width)
+    image = torch.arange(n, device=maps.device).view(n, 1, 1, 1, 1)
+    group = torch.arange(groups, device=maps.device).view(groups, 1, 1, 1)
+    index = (image * height + rows[..., :, None]) * width + columns[..., None, :]
+    index = (index * groups + group).flatten(-2)  # (N, G, K, 4)
+    weights = (row_weights[..., :, None] * column_weights[..., None, :]).flatten(-2)
+    return sum_of_rows(at_least_float32(maps).reshape(-1, channels), index, weights)
+
+
+def sample_table(
+    table: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
+) -> Tensor:
+    """
+    Reads a table on a grid of its own for each of K keys, zero outside.
+
+    Args:
+        table: (G, M, A, B), M tables for each group.
+        rows: of the fractional indices along A, (N, G, K, H): :func:`taps` of them, with the
+            indices counted through, A for each key.
+        columns: of those along B, (N, G, K, W): the same, with B for each group.
+
+    Returns:
+        (N, G, K, H, M, W), at (rows[..., i], columns[..., j]).
+    """
+    groups, tables, a, b = table.shape
+    n, _, keys, height, _ = rows[0].shape
+    width = columns[0].shape[3]
+    # Along columns first: each (key, column) is a weighted sum of two columns of the table.
+    lines = sum_of_rows(table.permute(0, 3, 2, 1).reshape(groups * b, a * tables), *columns)
+    lines = lines.reshape(n * groups * keys, width, a, tables).permute(0, 2, 3, 1)
+    found = sum_of_rows(lines.reshape(-1, tables * width), *rows)
+    return found.reshape(n, groups, keys, height, tables, width)
+
+
+def table_taps(
+    table: Tensor, y: Tensor, x: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """
+    What :func:`sample_table` reads `table` by, at rows and columns that go from -1 to 1.
+
+    Args:
+        y, x: (N, G, K, H) and (N, G, K, W).
+    """
+    _, _, a, b = table.shape
+    n, groups, keys, _ = y.shape
+    rows, row_weights = taps(cells(y, a), a)
+    columns, column_weights = taps(cells(x, b), b)
+    key = torch.arange(n * groups * keys, device=table.device).view(n, groups, keys, 1, 1)
+    group = torch.arange(groups, device=table.device).view(groups, 1, 1, 1)
+    return (rows + a * key, row_weights), (columns + b * group, column_weights)
