@@ -24,9 +24,11 @@ from ..text import readable, readable_names
 from .choice import Choice, choose
 from .gradient_maps import gradient_maps, gradient_norms
 from .matching import match, matching
+from .noised_boxes import noised_boxes
 from .page import write_page
 from .position_encodings import position_encodings
 from .proposals import proposals
+from .query_groups import groups_of, query_groups
 from .query_losses import losses_of_queries, query_losses
 from .query_map import query_map
 from .receptive_field import receptive_field
@@ -163,6 +165,11 @@ def _losses(
     yield "matching", matching(view, matched)
     losses = losses_of_queries(model.criterion, view, matched)
     yield "query_losses", query_losses(view, matched, losses)
+    if model.head.denoising is not None:
+        yield "noised_boxes", noised_boxes(view, model.head.denoising, target)
+    groups = groups_of(model.head, target)
+    if len(groups) > 1:
+        yield "query_groups", query_groups(groups)
 
 
 def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
