@@ -112,13 +112,18 @@ def test_two_processes_and_two_passes_equal_one(tmp_path):
             assert_close(found[name], expected[name], rtol=1e-7, atol=1e-9 * scale, msg=name)
 
 
+def resumed_and_whole(shapes, folder, opts):  # noqa: F811
+    """The last checkpoints of a training that goes on from its fourth iteration, and of the one."""
+    run(shapes, folder / "whole", opts=opts)
+    (folder / "again").mkdir()
+    shutil.copy(folder / "whole" / "model_0000003.pth", folder / "again")
+    (folder / "again" / "last_checkpoint").write_text("model_0000003.pth")
+    log = run(shapes, folder / "again", "--resume", opts=opts)
+    assert "Starting training from iteration 4" in log
+    return [last_checkpoint(folder / name) for name in ("again", "whole")]
+
+
 def test_resumed_equals_uninterrupted(shapes, tmp_path):  # noqa: F811
     opts = ["SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.CHECKPOINT_PERIOD", 4,
             "MODEL.RESNETS.NORM", "FrozenBN"]  # fmt: skip
-    run(shapes, tmp_path / "whole", opts=opts)
-    (tmp_path / "again").mkdir()
-    shutil.copy(tmp_path / "whole" / "model_0000003.pth", tmp_path / "again")
-    (tmp_path / "again" / "last_checkpoint").write_text("model_0000003.pth")
-    log = run(shapes, tmp_path / "again", "--resume", opts=opts)
-    assert "Starting training from iteration 4" in log
-    assert_same_run(last_checkpoint(tmp_path / "again"), last_checkpoint(tmp_path / "whole"))
+    assert_same_run(*resumed_and_whole(shapes, tmp_path, opts))

@@ -1,11 +1,10 @@
 """A training of each relative: resumed equals uninterrupted, with an average, passes, 16 bits."""
 
-import shutil
-
 import pytest
 from torch.testing import assert_close
 
-from .test_training import assert_same_run, last_checkpoint, run, shapes  # noqa: F401
+from .test_accumulation import resumed_and_whole
+from .test_training import assert_same_run, shapes  # noqa: F401
 
 NODE = "MODEL.DETR."
 QUERIES = [NODE + "TWO_STAGE", True, NODE + "MIXED_SELECTION", True,
@@ -28,13 +27,7 @@ EVERYTHING = ["SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.EMA_DECAY", 0.5, "SOLVER.A
 def test_resumed_equals_uninterrupted(system, shapes, tmp_path):  # noqa: F811
     """To the bit: the noise goes on where it was, too."""
     opts = ["MODEL.META_ARCHITECTURE", system, *SYSTEMS[system], *EVERYTHING]
-    run(shapes, tmp_path / "whole", opts=opts)
-    (tmp_path / "again").mkdir()
-    shutil.copy(tmp_path / "whole" / "model_0000003.pth", tmp_path / "again")
-    (tmp_path / "again" / "last_checkpoint").write_text("model_0000003.pth")
-    log = run(shapes, tmp_path / "again", "--resume", opts=opts)
-    assert "Starting training from iteration 4" in log
-    runs = [last_checkpoint(tmp_path / name) for name in ("again", "whole")]
+    runs = resumed_and_whole(shapes, tmp_path, opts)
     trained = [r["trainer"]["hooks"]["WeightAverage"].pop("trained_weights") for r in runs]
     assert_close(*trained, rtol=0, atol=0)
     assert_same_run(*runs)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from ..data.findings import counted
 from ..data.time_left import TimeLeft
-from ..engine.run import add_weights_argument
+from ..engine.run import take_inputs
 from ..errors import InputError
 from ..predictor import Predictor, batches
 from ..toolbox import CfgNode, Instances
@@ -34,11 +34,7 @@ Sink = Callable[[Frame, Instances], None]
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """All but the run, the inputs and the KEY VALUE pairs, which are words without dashes."""
-    parser.usage = "ddetr predict RUN INPUT ... [options] [KEY VALUE ...]"
-    parser.epilog = EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config-file", default="", help="instead of RUN, with --weights")
-    add_weights_argument(parser)
+    take_inputs(parser, "ddetr predict RUN INPUT ... [options] [KEY VALUE ...]", EXAMPLE)
     add = parser.add_argument
     add("--webcam", type=int, metavar="N", help="look through webcam N, until Ctrl-C")
     add("--output", metavar="FOLDER", help="of pictures and videos; default: predictions")

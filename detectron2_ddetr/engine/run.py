@@ -69,6 +69,14 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def take_inputs(parser: argparse.ArgumentParser, usage: str, example: str) -> None:
+    """Makes `parser` that of a command on a trained model and on inputs, words without dashes."""
+    parser.usage, parser.epilog = usage, example
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config-file", default="", help="instead of RUN, with --weights")
+    add_weights_argument(parser)
+
+
 def _read_config(args: argparse.Namespace, *, eval_only: bool) -> CfgNode:
     """The config that `args` ask for; what they give in other ways becomes KEY VALUE pairs."""
     name_given_datasets(args, eval_only=eval_only)

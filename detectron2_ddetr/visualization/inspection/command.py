@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.dataset_mapper import DeformableDETRDatasetMapper
 from ...data.image_files import read_image
 from ...data.yolo_folder import IMAGE_ENDINGS
-from ...engine.run import add_weights_argument
+from ...engine.run import take_inputs
 from ...engine.trained_model import load_trained_model, require_weights
 from ...errors import InputError, MissingFileError
 from ...modeling import capture
@@ -49,11 +49,7 @@ MAX_QUERIES = 20
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """All but the run, the images and the KEY VALUE pairs, which are words without dashes."""
-    parser.usage = "ddetr inspect RUN IMAGE ... [options] [KEY VALUE ...]"
-    parser.epilog = EXAMPLE
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config-file", default="", help="instead of RUN, with --weights")
-    add_weights_argument(parser)
+    take_inputs(parser, "ddetr inspect RUN IMAGE ... [options] [KEY VALUE ...]", EXAMPLE)
     add = parser.add_argument
     add("--output", metavar="FOLDER", help="of the pictures; default: inspect in RUN")
     add(
