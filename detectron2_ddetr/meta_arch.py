@@ -1,4 +1,4 @@
-"""The meta-architectures of the family: images in, losses or Instances out."""
+"""What the meta-architectures of the family share: images in, losses or Instances out."""
 
 import contextlib
 import math
@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from .backbones.padding import padding_of
 from .backbones.unread import freeze_unread
-from .build import (
-    build_anchor_head,
-    build_criterion,
-    build_dino_head,
-    build_head,
-    registered,
-)
+from .build import build_criterion, build_head, registered
 from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config_rules import check_config
@@ -26,7 +20,6 @@ from .modeling.activation_checkpointing import blocks_of, checkpoint_activations
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
     BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
     Backbone,
     Boxes,
     CfgNode,
@@ -291,40 +284,6 @@ class SetDetector(nn.Module):
             result.pred_classes = labels
             results.append(result)
         return results
-
-
-@META_ARCH_REGISTRY.register()
-class DeformableDETR(SetDetector):
-    """Deformable DETR (https://arxiv.org/abs/2010.04159), all five variants."""
-
-
-@META_ARCH_REGISTRY.register()
-class HDeformableDETR(SetDetector):
-    """
-    H-Deformable-DETR (https://arxiv.org/abs/2207.13080): two-stage Deformable DETR with hybrid
-    matching, mixed query selection and looking forward twice, each a key.
-    """
-
-
-@META_ARCH_REGISTRY.register()
-class DABDeformableDETR(SetDetector):
-    """DAB-Deformable-DETR (https://arxiv.org/abs/2201.12329): queries are learned boxes."""
-
-    build_head = staticmethod(build_anchor_head)
-
-
-@META_ARCH_REGISTRY.register()
-class DNDeformableDETR(SetDetector):
-    """DN-Deformable-DETR (https://arxiv.org/abs/2203.01305): DAB with denoising queries."""
-
-    build_head = staticmethod(build_anchor_head)
-
-
-@META_ARCH_REGISTRY.register()
-class DINO(SetDetector):
-    """DINO (https://arxiv.org/abs/2203.03605), with any number of levels."""
-
-    build_head = staticmethod(build_dino_head)
 
 
 def channels_of(backbone: Backbone, in_features: Sequence[str], name: str) -> list[int]:

@@ -21,15 +21,15 @@ from .data.dataset_mapper import DeformableDETRDatasetMapper
 from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer
 from .engine.trainer import Trainer
-from .meta_arch import (
+from .modeling import capture
+from .predictor import Predictor
+from .systems import (
     DINO,
     DABDeformableDETR,
     DeformableDETR,
     DNDeformableDETR,
     HDeformableDETR,
 )
-from .modeling import capture
-from .predictor import Predictor
 
 __all__ = [
     "Checkpointer",

@@ -113,7 +113,7 @@ FLOORS = [
     {"toolbox"},
     {"config", "config_rules", "query_rules", "backbones", "stock_trainer", "counters"},
     {"build", "collect_env", "inputs", "measuring"},
-    {"data", "checkpoint", "meta_arch"},
+    {"data", "checkpoint", "meta_arch", "systems"},
     {"engine", "analysis"},
     {"visualization", "model_zoo", "predictor"},
     {"demo"},
