@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detectron2_ddetr import cli, load_config
+from detectron2_ddetr import cli, commands, load_config
 from detectron2_ddetr.checkpoint.checkpointer import Checkpointer
 from detectron2_ddetr.engine.trained_model import (
     files_of_run,
@@ -83,8 +83,8 @@ def test_weights_are_said_once_and_at_all():
 @pytest.mark.parametrize("command", ["eval", "visualize"])
 def test_commands_take_the_best_of_a_run(run, command, monkeypatch):
     taken = []
-    monkeypatch.setattr(cli, "run_everywhere", taken.append)
-    monkeypatch.setattr(cli.run, "load", lambda args: taken.append(args) or small_cfg())
-    monkeypatch.setattr(cli, "visualize_run", lambda *_: None)
+    monkeypatch.setattr(commands, "run_everywhere", taken.append)
+    monkeypatch.setattr(commands.run, "load", lambda args: taken.append(args) or small_cfg())
+    monkeypatch.setattr(commands, "visualize_run", lambda *_: None)
     cli.main([command, str(run), "--weights", "best"])
     assert taken[0].weights == str(run / "model_best.pth")
