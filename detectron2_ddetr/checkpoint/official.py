@@ -28,6 +28,7 @@ OFFICIAL = Project(
     mark="transformer.level_embed",
     decoder="transformer.decoder.",
     coco_rows=91,
+    mixed_selection=True,
 )
 
 #: DAB- and DN-Deformable-DETR.
@@ -87,6 +88,7 @@ DINO = Project(
     complete=_complete_dino,
     coco_rows=91,
     anchors=True,
+    mixed_selection=True,
 )
 
 #: The codes of the authors; those whose mark all have stand last.

@@ -41,6 +41,7 @@ class Project:
     leftovers: what is not carried over.
     anchors: whether the positions of its queries follow boxes, as in DAB-DETR and DINO; None where
         there are models of both kinds.
+    mixed_selection: whether it has two-stage models whose queries have learned content.
     caveat: what its models compute otherwise than here.
     """
 
@@ -55,6 +56,7 @@ class Project:
     coco_rows: int = 80
     leftovers: tuple[tuple[re.Pattern, str], ...] = _LEFTOVERS
     anchors: bool | None = False
+    mixed_selection: bool = False
     caveat: str = ""
 
     def recognises(self, keys: Container[str]) -> bool:
@@ -119,6 +121,9 @@ class Project:
         if self.anchors not in (None, anchors):
             what = "follow boxes" if anchors else "do not follow boxes"
             raise InputError(f"{self.name} cannot be of a model whose query positions {what}")
+        learned = "head.query_embed.weight" in state_dict
+        if is_two_stage(state_dict) and learned and not self.mixed_selection:
+            raise InputError(f"{self.name} cannot be of a two-stage model with mixed selection")
         if strange := [key for key, name in names.items() if name is None]:
             raise InputError(
                 f"{self.name} has no place for {len(strange)} of {len(state_dict)} tensors, the "

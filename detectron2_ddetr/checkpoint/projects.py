@@ -17,6 +17,7 @@ HERE = Project(
     has_all_copies=False,
     leftovers=(),
     anchors=None,
+    mixed_selection=True,
 )
 
 #: Those whose weights have other names than here.
