@@ -155,7 +155,7 @@ def test_predict(tmp_path, monkeypatch):
     lines = [line for code in commands for line in code.splitlines() if "predict " in line]
     lines += [line for code in commands for line in code.splitlines() if "evaluate" in line]
     lines = [line for line in lines if "output/first" not in line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     monkeypatch.chdir(tmp_path)
     for line in lines:
         program, *words = shlex.split(line)
