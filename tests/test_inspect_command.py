@@ -17,7 +17,7 @@ from detectron2_ddetr.toolbox import build_model
 from detectron2_ddetr.visualization.inspection.choice import choose
 from detectron2_ddetr.visualization.inspection.truth import Truth
 
-from .conftest import DATA, ROOT, VARIANTS, small_cfg
+from .conftest import DATA, FAMILY, ROOT, small_cfg
 from .test_cli import loggers  # noqa: F401  (a fixture)
 from .test_inspection import view_of
 from .test_readme import blocks
@@ -33,7 +33,7 @@ LOSSES = {"matching.png", "query_losses.png"}
 def write_run(folder, variant):
     """The folder of a run of a thin model that has learned nothing."""
     folder.mkdir()
-    cfg = small_cfg(config=VARIANTS[variant])
+    cfg = small_cfg(config=FAMILY[variant])
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 128
     cfg.DATASETS.CLASS_NAMES = ["RBC", "WBC", "Platelets"]
     torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
@@ -45,7 +45,7 @@ def write_run(folder, variant):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {name: write_run(folder / name, name) for name in ("single_scale", "two_stage")}
+    return {name: write_run(folder / name, name) for name in ("single_scale", "two_stage", "dino")}
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_readme(runs, tmp_path, monkeypatch):
     over.mkdir()
     shutil.copy(words[3], over)
     options = ["--output", str(tmp_path / "out"), "--over", str(over)]
-    cli.main(["inspect", runs["two_stage"], *words[3:], *options])
+    cli.main(["inspect", runs["dino"], *words[3:], *options])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text[text.index("**Look inside.**") : text.index("`with detectron2_ddetr.capture")]
     rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import box_cxcywh_to_xyxy, capture, ms_deform_attn
+from detectron2_ddetr.modeling import DINOTransformer, box_cxcywh_to_xyxy, capture, ms_deform_attn
 from detectron2_ddetr.visualization.inspection.ink import GREEN, level_color
 from detectron2_ddetr.visualization.inspection.panels import (
     Panel,
@@ -200,11 +200,27 @@ def test_the_proposals_are_what_the_decoder_starts_from():
     for score, level in zip(scores, levels):
         own = logits[ends[level] : ends[level + 1]].sigmoid().numpy()
         assert np.isclose(own, score).any()
-    view.captured.outputs["enc_outputs"]["pred_logits"][view.index, ends[1] - 1, 0] = 98.0
-    view.captured.outputs["enc_outputs"]["pred_logits"][view.index, ends[1], 0] = 99.0
-    assert chosen(view)[2][:2].tolist() == [1, 0]  # the first cell of a level, the last of another
+    # The first cell of a level, the last of another.
+    view.captured.selected[view.index, :2] = torch.tensor([ends[1], ends[1] - 1])
+    assert chosen(view)[2][:2].tolist() == [1, 0]
     with pytest.raises(ValueError, match="not a two-stage one"):
         proposals(view_of("refine"))
+
+
+def test_proposals_of_an_encoder_that_tells_classes():
+    """DINO's: the best class counts, and only what was selected is there."""
+    sizes = {"n_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "dropout": 0.0}
+    transformer = DINOTransformer(NUM_QUERIES, d_model=32, dim_feedforward=24, **sizes)
+    view = view_of("two_stage", transformer=transformer)
+    scores, boxes, levels = chosen(view)
+    logits = view.captured.outputs["interm_outputs"]["pred_logits"][view.index]
+    np.testing.assert_allclose(scores, logits.sigmoid().max(-1).values)
+    assert (np.diff(scores) <= 0).all() and boxes.shape == (NUM_QUERIES, 4)
+    references = box_cxcywh_to_xyxy(view.captured.reference_points(0))[view.index]
+    height, width = view.image.shape[:2]
+    expected = references.double().numpy() * (width, height, width, height)
+    np.testing.assert_allclose(boxes, expected, rtol=1e-4, atol=1e-3)
+    assert is_picture(proposals(view))
 
 
 def test_detections_of_a_view():

@@ -51,19 +51,23 @@ class Capture:
     Attributes:
         attention: by kind, "encoder" or "decoder", and layer, from 0.
         memory: what the encoder gave, with the sizes of the levels and of their valid parts.
+        selected: (N, Q), the tokens of the memory that became queries, the best first; None where
+            the encoder proposes nothing.
         outputs: of the head, see :meth:`DeformableDETRHead.forward`; in a two-stage model
-            "enc_outputs" are the proposals.
+            "enc_outputs" or "interm_outputs" are the proposals.
         image_sizes: (h, w) of each image before padding, in pixels of the network's input.
     """
 
     attention: dict[tuple[str, int], DeformableAttention] = field(default_factory=dict)
     memory: Memory | None = None
+    selected: Tensor | None = None
     outputs: dict = field(default_factory=dict)
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def forget(self) -> None:
         """As before the first forward pass."""
-        self.attention, self.memory, self.outputs, self.image_sizes = {}, None, {}, []
+        self.attention, self.memory, self.selected = {}, None, None
+        self.outputs, self.image_sizes = {}, []
 
     def num_layers(self, kind: str) -> int:
         """Of "encoder" or "decoder"."""
@@ -132,11 +136,15 @@ def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[Removab
     def remember_memory(module, args, memory):
         captured.memory = memory.with_tokens(memory.tokens.detach())
 
+    def remember_selected(module, args):
+        captured.selected = args[0].selected
+
     def remember_outputs(module, args, outputs):
         captured.outputs = _detached(outputs)
 
     yield head.register_forward_pre_hook(begin)
     yield head.transformer.encoder.register_forward_hook(remember_memory)
+    yield head.transformer.decoder.register_forward_pre_hook(remember_selected)
     yield head.register_forward_hook(remember_outputs)
     for kind in KINDS:
         for number, layer in enumerate(getattr(head.transformer, kind).layers):

@@ -136,7 +136,7 @@ def _attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
     if choice.decoder_layers:
         yield "decoder_points", decoder_points(view, choice.query, choice.decoder_layers)
     yield "trajectory", trajectory(view, choice.detected)
-    if "enc_outputs" in view.captured.outputs:
+    if view.captured.selected is not None:
         yield "proposals", proposals(view)
 
 

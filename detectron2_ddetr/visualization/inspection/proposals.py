@@ -27,7 +27,7 @@ def proposals(view: View) -> np.ndarray:
     Raises:
         ValueError: if its encoder proposes nothing.
     """
-    if "enc_outputs" not in view.captured.outputs:
+    if view.captured.selected is None:
         raise ValueError("there are no proposals: the model is not a two-stage one")
     objectness, boxes, levels = chosen(view)
     ends = (float(objectness[0]), float(objectness[-1]))
@@ -56,12 +56,14 @@ def chosen(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         boxes: (Q, 4), (x1, y1, x2, y2) px.
         levels: (Q,) int, of the cells that propose them.
     """
-    outputs = view.captured.outputs["enc_outputs"]
-    num_queries = view.captured.outputs["pred_logits"].shape[1]
-    # As TwoStageDeformableTransformer chooses.
-    logits = outputs["pred_logits"][view.index, :, OBJECTNESS_CHANNEL].float()
-    best = logits.topk(num_queries)
-    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"][view.index, best.indices].float())
+    selected, outputs = view.captured.selected[view.index], view.captured.outputs
+    if "interm_outputs" in outputs:  # of the selected alone, by class
+        of_image = {key: x[view.index] for key, x in outputs["interm_outputs"].items()}
+        scores = of_image["pred_logits"].float().max(-1).values
+    else:
+        of_image = {key: x[view.index, selected] for key, x in outputs["enc_outputs"].items()}
+        scores = of_image["pred_logits"][:, OBJECTNESS_CHANNEL].float()
+    boxes = box_cxcywh_to_xyxy(of_image["pred_boxes"].float())
     ends = np.cumsum([height * width for height, width in view.shapes])
-    levels = np.searchsorted(ends, best.indices.cpu().numpy(), side="right")
-    return best.values.sigmoid().cpu().numpy(), view.to_pixels(boxes), levels
+    levels = np.searchsorted(ends, selected.cpu().numpy(), side="right")
+    return scores.sigmoid().cpu().numpy(), view.to_pixels(boxes), levels
