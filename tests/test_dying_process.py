@@ -35,7 +35,7 @@ def test_killed(shapes, tmp_path, rank):  # noqa: F811
     opts = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 5000]
     words, env = command(shapes, tmp_path, *TWO, opts=opts)
     process = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pipesize=2**20, text=True
     )
     wait_for(process, tmp_path, iteration=1)
     ranks = processes_of(process.pid)

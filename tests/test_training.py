@@ -120,7 +120,12 @@ def test_stopped_and_resumed(shapes, uninterrupted, tmp_path, signum):
         shapes, tmp_path, opts=["SOLVER.CHECKPOINT_PERIOD", 2, "DATALOADER.NUM_WORKERS", workers]
     )
     process = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pipesize=2**20,
+        start_new_session=True,
     )
     wait_for(process, tmp_path, iteration=1)
     os.killpg(process.pid, signum)  # as a terminal does, worker processes included
@@ -144,7 +149,9 @@ def test_resumed_across_an_epoch_with_workers(shapes, uninterrupted, tmp_path):
 def test_killed_before_the_first_checkpoint(shapes, uninterrupted, tmp_path):
     """The state before the first iteration is saved too."""
     words, env = command(shapes, tmp_path)
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pipesize=2**20
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "last_checkpoint").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -189,7 +196,12 @@ def test_two_processes_stopped_and_resumed(shapes, tmp_path):
         opts=["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 500],
     )  # fmt: skip
     process = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pipesize=2**20,
+        start_new_session=True,
     )
     wait_for(process, tmp_path, iteration=1)
     os.killpg(process.pid, signal.SIGTERM)
