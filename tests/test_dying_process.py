@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from .test_training import command, last_checkpoint, run, shapes, wait_for  # noqa: F401
+from .test_training import command, last_checkpoint, run, shapes, started, wait_for  # noqa: F401
 
 TWO = ["--num-gpus", "2", "--dist-url", "auto"]
 
@@ -34,9 +33,7 @@ def processes_of(pid):
 def test_killed(shapes, tmp_path, rank):  # noqa: F811
     opts = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 5000]
     words, env = command(shapes, tmp_path, *TWO, opts=opts)
-    process = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pipesize=2**20, text=True
-    )
+    process = started(words, env)
     wait_for(process, tmp_path, iteration=1)
     ranks = processes_of(process.pid)
     assert len(ranks) == 2

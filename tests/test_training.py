@@ -101,6 +101,19 @@ def assert_same_run(resumed, reference):
     assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
 
 
+def started(words, env, **options):
+    """A process whose log is read when it has ended: the pipe must hold all of it."""
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "pipesize": 2**20}
+    return subprocess.Popen(words, env=env, text=True, **options)
+
+
+def check_it_runs(process, deadline):
+    """Ends the test, and what it waits for, with its log."""
+    if process.poll() is not None or time.monotonic() > deadline:
+        process.kill()
+        pytest.fail(process.communicate()[0])
+
+
 def wait_for(process, output, iteration):
     """Until the last checkpoint, from which --resume goes on, is of at least this iteration."""
     deadline = time.monotonic() + 120
@@ -108,7 +121,7 @@ def wait_for(process, output, iteration):
     while not tag.exists() or tag.read_text() in (
         "model_initial.pth", *(f"model_{i:07d}.pth" for i in range(iteration))
     ):  # fmt: skip
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        check_it_runs(process, deadline)
         time.sleep(0.02)
 
 
@@ -119,14 +132,7 @@ def test_stopped_and_resumed(shapes, uninterrupted, tmp_path, signum):
     words, env = command(
         shapes, tmp_path, opts=["SOLVER.CHECKPOINT_PERIOD", 2, "DATALOADER.NUM_WORKERS", workers]
     )
-    process = subprocess.Popen(
-        words,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pipesize=2**20,
-        start_new_session=True,
-    )
+    process = started(words, env, start_new_session=True)
     wait_for(process, tmp_path, iteration=1)
     os.killpg(process.pid, signum)  # as a terminal does, worker processes included
     process.communicate(timeout=60)
@@ -149,12 +155,10 @@ def test_resumed_across_an_epoch_with_workers(shapes, uninterrupted, tmp_path):
 def test_killed_before_the_first_checkpoint(shapes, uninterrupted, tmp_path):
     """The state before the first iteration is saved too."""
     words, env = command(shapes, tmp_path)
-    process = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pipesize=2**20
-    )
+    process = started(words, env)
     deadline = time.monotonic() + 120
     while not (tmp_path / "last_checkpoint").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        check_it_runs(process, deadline)
         time.sleep(0.01)
     process.kill()
     process.communicate()
@@ -195,14 +199,7 @@ def test_two_processes_stopped_and_resumed(shapes, tmp_path):
         shapes, tmp_path, "--num-gpus", "2", "--dist-url", "auto",
         opts=["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 500],
     )  # fmt: skip
-    process = subprocess.Popen(
-        words,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pipesize=2**20,
-        start_new_session=True,
-    )
+    process = started(words, env, start_new_session=True)
     wait_for(process, tmp_path, iteration=1)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)

@@ -85,7 +85,7 @@ def _transformer_of(state_dict: StateDict, queries: int, sizes: dict[str, int]) 
     if "head.transformer.pos_trans.weight" not in state_dict:
         return DINOTransformer(queries, **sizes)
     mixed = "head.query_embed.weight" in state_dict
-    return TwoStageDeformableTransformer(mixed_selection=mixed, **sizes)
+    return TwoStageDeformableTransformer(queries, mixed, **sizes)
 
 
 def _denoising_of(state_dict: StateDict, hidden_dim: int) -> Denoising | None:

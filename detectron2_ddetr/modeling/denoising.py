@@ -153,6 +153,7 @@ class Denoising(nn.Module):
         if not self.label_noise:
             return labels
         chosen = self.draws.uniform(labels.shape, labels.device) < self.label_noise
+        # As many as are needed, as in the authors' code; on a GPU, waits for their number.
         drawn = self.draws.integers(self.num_classes, (int(chosen.sum()),), labels.device)
         return labels.masked_scatter(chosen, drawn)
 

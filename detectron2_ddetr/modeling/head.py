@@ -58,7 +58,8 @@ class DeformableDETRHead(nn.Module):
             input_proj: maps of the backbone -> maps of the transformer.
             transformer: its `two_stage` says whether the encoder has heads of its own.
             num_classes: K; there is no background class.
-            num_queries: Q. A two-stage transformer has its own number.
+            num_queries: Q. A two-stage transformer has its own number, which must be the same where
+                content is learned or `one_to_many` is given.
             with_box_refine: each decoder layer refines the boxes of the one before (Sec. 4.2).
             look_forward_twice: the loss of a layer's boxes also reaches the box head of the layer
                 before (DINO, Sec. 3.5). Needs `with_box_refine`.
@@ -71,7 +72,7 @@ class DeformableDETRHead(nn.Module):
 
         Raises:
             ValueError: for a two-stage transformer, or looking forward twice, without box
-                refinement.
+                refinement, and for numbers of queries that differ.
         """
         super().__init__()
         if look_forward_twice and not with_box_refine:
@@ -100,6 +101,12 @@ class DeformableDETRHead(nn.Module):
             num_queries + (one_to_many.num_queries if one_to_many else 0),
             d_model - self._indicator(),
         )
+        if transformer.two_stage and (one_to_many or self.query_embed is not None):
+            if transformer.num_queries != num_queries:
+                raise ValueError(
+                    f"num_queries is {num_queries}, that of the transformer "
+                    f"{transformer.num_queries}: give both the same"
+                )
         self.make_heads(num_classes)
 
     def _indicator(self) -> int:
@@ -128,7 +135,7 @@ class DeformableDETRHead(nn.Module):
         if self.transformer.two_stage:
             self.class_embed.append(copy.deepcopy(class_embed))
             self.bbox_embed.append(copy.deepcopy(bbox_embed))
-        if not self.transformer.two_stage:
+        else:
             # Where a point becomes a box its sides start at sigmoid(-2) = 0.12 of the image
             # (the paper says 0.1). Later layers, and proposals, already have a size.
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
