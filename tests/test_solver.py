@@ -199,6 +199,25 @@ def test_without_a_clip():
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
+def test_scaled_losses_are_clipped_as_if_they_were_not():
+    """GradScaler leaves the scale to optimisers that take it out; a clip before that is wrong."""
+    (model, optimizer), (scaled, other) = toy_optimizer(), toy_optimizer()
+    scaled.load_state_dict(model.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(torch.zeros(()))  # makes the scale
+    for seed in range(3):
+        model.set_gradients(0.05, seed=seed)  # below the clip, and far above it when scaled
+        optimizer.step()
+        scaled.set_gradients(0.05, seed=seed)
+        for parameter in scaled.parameters():
+            parameter.grad *= scaler.get_scale()
+        scaler.step(other)
+        scaler.update()
+    assert all(map(torch.equal, model.parameters(), scaled.parameters()))
+    moments = [[s["exp_avg"] for s in o.state.values()] for o in (optimizer, other)]
+    assert all(map(torch.equal, *moments))
+
+
 def test_state_survives_saving():
     """The optimiser resumes to the bit."""
     (model, optimizer), (copy, resumed) = toy_optimizer(), toy_optimizer()

@@ -28,10 +28,12 @@ class FullModelClipAdamW(torch.optim.AdamW):
         """
         Args:
             max_norm: of the gradients of the whole model; math.inf leaves them as they are.
-            kwargs: of :class:`torch.optim.AdamW`.
+            kwargs: of :class:`torch.optim.AdamW`; the update is its fused one.
         """
-        super().__init__(params, **kwargs)
+        super().__init__(params, **{"fused": True, **kwargs})
         self.max_norm = max_norm
+        # A fused AdamW would take gradients as GradScaler has scaled them; the clip must not.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
