@@ -290,6 +290,24 @@ def test_offsets_around_a_box_are_its_size():
     assert_close(locations[0, 0, 0, 0], torch.tensor([0.6, 0.7]))
 
 
+def test_there_are_no_keys():
+    """Where to read, and how much, is said by the query alone: what is read enters linearly."""
+    module, levels = make_module(), torch.tensor([(3, 5), (2, 4)])
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(1, 4, 12, generator=generator).double().requires_grad_()
+    reference = torch.rand(1, 4, 2, 2, generator=generator).double()
+    first, second = torch.randn(2, 1, 23, 12, generator=generator).double()
+
+    def read(src):
+        return module(query, reference, src, levels)
+
+    assert_close(read(first + second) + read(0 * first), read(first) + read(second))
+    read(first)[0, 1].sum().backward()
+    assert query.grad[0, 1].any() and not query.grad[0, [0, 2, 3]].any()
+    layers = (module.sampling_offsets, module.attention_weights)
+    assert sum(layer.out_features for layer in layers) == 3 * 3 * 2 * 2  # (x, y, weight) m, l, k
+
+
 def test_padding_leaks_nothing():
     """Parity D27: where everything is padding only the output bias is left."""
     module = make_module()
