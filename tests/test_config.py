@@ -224,6 +224,7 @@ RANGES = {
     "SOLVER.BASE_LR": (0.0, 1e-9), "SOLVER.BACKBONE_MULTIPLIER": (-0.1, 0.0),
     "SOLVER.LINEAR_PROJ_MULTIPLIER": (-0.1, 0.0), "SOLVER.WEIGHT_DECAY": (-0.1, 0.0),
     "SOLVER.IMS_PER_BATCH": (0, 1), "SOLVER.MAX_ITER": (0, 1), "SOLVER.CHECKPOINT_PERIOD": (0, 1),
+    "TEST.AUG.MIN_SIZES": ((400, -1), (400, 0)), "TEST.AUG.MAX_SIZE": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
     **{f"SOLVER.{key}": (-0.1, 0.0) for key in (
         "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "BASE_LR_END", "GAMMA", "WARMUP_FACTOR")},
@@ -294,7 +295,6 @@ NOT_FOLLOWED = {
     "MODEL.KEYPOINT_ON": (True, "boxes"),
     "MODEL.LOAD_PROPOSALS": (True, "makes its own"),
     "SOLVER.REFERENCE_WORLD_SIZE": (8, "BATCH_RULE fit a recipe"),
-    "TEST.AUG.ENABLED": (True, "left out"),
     "TEST.PRECISE_BN.ENABLED": (True, "of training"),
     "TEST.EXPECTED_RESULTS": ([["bbox", "AP", 40.0]], "tolerance"),
     "VIS_PERIOD": (100, "ddetr visualize"),

@@ -19,7 +19,6 @@ from ..checkpoint.frozen import check_frozen_layers
 from ..config_rules import check_trainer_config
 from ..data.class_names import class_names
 from ..data.class_table import category_ids
-from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
 from ..errors import InputError, NonFiniteError
@@ -46,6 +45,7 @@ from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
+from .test_time_augmentation import for_testing, mapper_for_testing
 from .train_step import LastBatch, NonFiniteStepError, TrainStep
 from .weight_average import TRAINED, WeightAverage
 
@@ -335,8 +335,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         require_open_files(cfg.DATALOADER.NUM_WORKERS)
-        mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper_for_testing(cfg))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, *evaluators) -> dict:
+        """As detectron2's; with test-time augmentation if TEST.AUG.ENABLED."""
+        return super().test(cfg, for_testing(cfg, model), *evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
