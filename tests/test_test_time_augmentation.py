@@ -74,19 +74,23 @@ def test_nothing_found():
 
 
 class White(nn.Module):
-    """Finds the box of all that is white, and remembers the sizes of the images."""
+    """Finds the box of all that is white, if anything is, and remembers the sizes of the images."""
 
     def forward(self, batched_inputs):
         self.sizes = getattr(self, "sizes", []) + [tuple(x["image"].shape) for x in batched_inputs]
         return [{"instances": self.find(**x)} for x in batched_inputs]
 
-    def find(self, image, height, width):
+    def find(self, image, height, width, **_):
         rows, columns = (image[0] > 127).nonzero().unbind(1)
         y, x = height / image.shape[1], width / image.shape[2]
-        box = [columns.min() * x, rows.min() * y, (columns.max() + 1) * x, (rows.max() + 1) * y]
         found = Instances((height, width))
-        found.pred_boxes = Boxes(torch.tensor([box]))
-        found.scores, found.pred_classes = torch.tensor([0.75]), torch.tensor([2])
+        boxes = torch.zeros(0, 4)
+        if len(rows):
+            low, high = (columns.min() * x, rows.min() * y), (columns.max() + 1, rows.max() + 1)
+            boxes = torch.tensor([[*low, high[0] * x, high[1] * y]])
+        found.pred_boxes = Boxes(boxes)
+        found.scores = torch.full((len(boxes),), 0.75)
+        found.pred_classes = torch.full((len(boxes),), 2)
         return found
 
 
