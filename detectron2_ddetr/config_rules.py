@@ -150,6 +150,24 @@ def check_trainer_config(cfg: CfgNode) -> None:
             )
 
 
+def schedule_note(cfg: CfgNode) -> str | None:
+    """
+    What is odd about a schedule that can be: a training of so few iterations may be a trial.
+
+    Detectron2's warm-up ends where the schedule is then, which of a cosine is its end.
+    """
+    solver = cfg.SOLVER
+    if solver.MAX_ITER > solver.WARMUP_ITERS:
+        return None
+    cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    return (
+        f"SOLVER.MAX_ITER ({solver.MAX_ITER}) is not above SOLVER.WARMUP_ITERS "
+        f"({solver.WARMUP_ITERS}): the training ends in its warm-up, and the learning rate "
+        f"{'stays near 0' if cosine else 'does not stay at SOLVER.BASE_LR'}; lower "
+        "SOLVER.WARMUP_ITERS, or train longer"
+    )
+
+
 def _check_deformable_convolutions(cfg: CfgNode) -> None:
     name, stages = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
     if not any(stages) or not name.startswith(("build_resnet_", "build_retinanet_resnet_")):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..build import registered
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
-from ..config_rules import check_trainer_config
+from ..config_rules import check_trainer_config, schedule_note
 from ..data.class_names import class_names
 from ..data.class_table import category_ids
 from ..data.packing import require_open_files
@@ -241,6 +241,8 @@ class Trainer(DefaultTrainer):
         """
         # The model checks it as well, but only when there is a first checkpoint to resume from.
         check_frozen_layers(self.model)
+        if note := schedule_note(self.cfg):
+            logger.warning(note)
         if not comm.is_main_process():
             return self._train()
         os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
