@@ -23,7 +23,7 @@ _RANGES = {
             "ENC_N_POINTS", "DEC_N_POINTS", "ONE_TO_MANY.REPEATS", "DENOISING.NUM_QUERIES")]
         + ["INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
            "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATION_STEPS",
-           "TEST.DETECTIONS_PER_IMAGE"],
+           "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MAX_SIZE"],
         (1, _MOST),
     ),
     **dict.fromkeys(
@@ -32,6 +32,7 @@ _RANGES = {
             "COST_BBOX", "COST_GIOU", "ONE_TO_MANY.NUM_QUERIES", "ONE_TO_MANY.LOSS_WEIGHT",
             "DENOISING.NUM_GROUPS", "DENOISING.BOX_NOISE")]
         + ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.CROP_RESIZE_SIZES",
+           "TEST.AUG.MIN_SIZES",
            "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS",
            "SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.LINEAR_PROJ_MULTIPLIER",
            "SOLVER.CHECKPOINTS_TO_KEEP", "SOLVER.EARLY_STOP_PATIENCE",
@@ -79,7 +80,6 @@ _NOT_FOLLOWED = {
         0,
         "SOLVER.REFERENCE_BATCH and SOLVER.BATCH_RULE fit a recipe to another batch",
     ),
-    "TEST.AUG.ENABLED": (False, "test-time augmentation would be left out in silence"),
     "TEST.PRECISE_BN.ENABLED": (False, "statistics of BatchNorm are those of training"),
     "VIS_PERIOD": (0, "`ddetr visualize` draws"),
 }
@@ -109,6 +109,8 @@ def check_config(cfg: CfgNode) -> None:
     _check_detr(cfg)
     check_queries(cfg)
     _check_schedule(cfg)
+    if cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.MIN_SIZES:
+        raise InputError("TEST.AUG.ENABLED needs a size in TEST.AUG.MIN_SIZES, which is empty")
 
 
 def check_trainer_config(cfg: CfgNode) -> None:
@@ -146,6 +148,24 @@ def check_trainer_config(cfg: CfgNode) -> None:
                 "TEST.EXPECTED_RESULTS must be a list of [task, metric, value, tolerance], such as "
                 f"[['bbox', 'AP', 38.5, 0.2]], got {expected!r}"
             )
+
+
+def schedule_note(cfg: CfgNode) -> str | None:
+    """
+    What is odd about a schedule that can be: a training of so few iterations may be a trial.
+
+    Detectron2's warm-up ends where the schedule is then, which of a cosine is its end.
+    """
+    solver = cfg.SOLVER
+    if solver.MAX_ITER > solver.WARMUP_ITERS:
+        return None
+    cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    return (
+        f"SOLVER.MAX_ITER ({solver.MAX_ITER}) is not above SOLVER.WARMUP_ITERS "
+        f"({solver.WARMUP_ITERS}): the training ends in its warm-up, and the learning rate "
+        f"{'stays near 0' if cosine else 'does not stay at SOLVER.BASE_LR'}; lower "
+        "SOLVER.WARMUP_ITERS, or train longer"
+    )
 
 
 def _check_deformable_convolutions(cfg: CfgNode) -> None:

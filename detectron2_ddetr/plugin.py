@@ -20,6 +20,7 @@ from .data.dataset_contents import check_coco_json
 from .data.dataset_mapper import DeformableDETRDatasetMapper
 from .data.train_loader import build_train_loader
 from .engine.optimizer import build_optimizer
+from .engine.test_time_augmentation import DetectorWithTTA
 from .engine.trainer import Trainer
 from .modeling import capture
 from .predictor import Predictor
@@ -40,6 +41,7 @@ __all__ = [
     "DNDeformableDETR",
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
+    "DetectorWithTTA",
     "HDeformableDETR",
     "Predictor",
     "Trainer",

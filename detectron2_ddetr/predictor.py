@@ -12,6 +12,7 @@ from torch import nn
 from .config import load_config
 from .data.dataset_mapper import DeformableDETRDatasetMapper
 from .data.given_images import GivenImage, given_images, is_one_image
+from .engine.test_time_augmentation import for_testing, mapper_for_testing
 from .engine.trained_model import (
     files_of_run,
     load_trained_model,
@@ -107,8 +108,8 @@ class Predictor:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         require_weights(cfg)
         trained = load_trained_model(cfg)
-        mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-        return {**trained._asdict(), "mapper": mapper}
+        model = for_testing(cfg, trained.model)
+        return {**trained._asdict(), "model": model, "mapper": mapper_for_testing(cfg)}
 
     @classmethod
     def from_run(

@@ -1,6 +1,7 @@
 """The config: strict, checked before anything is built, and read as data only."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from detectron2_ddetr import Trainer, add_deformable_detr_config, load_config
-from detectron2_ddetr.config_rules import check_config, check_trainer_config
+from detectron2_ddetr.config_rules import check_config, check_trainer_config, schedule_note
 from detectron2_ddetr.errors import (
     ExplainedError,
     InputError,
@@ -224,6 +225,7 @@ RANGES = {
     "SOLVER.BASE_LR": (0.0, 1e-9), "SOLVER.BACKBONE_MULTIPLIER": (-0.1, 0.0),
     "SOLVER.LINEAR_PROJ_MULTIPLIER": (-0.1, 0.0), "SOLVER.WEIGHT_DECAY": (-0.1, 0.0),
     "SOLVER.IMS_PER_BATCH": (0, 1), "SOLVER.MAX_ITER": (0, 1), "SOLVER.CHECKPOINT_PERIOD": (0, 1),
+    "TEST.AUG.MIN_SIZES": ((400, -1), (400, 0)), "TEST.AUG.MAX_SIZE": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (0, 1), "DATALOADER.NUM_WORKERS": (-1, 0),
     **{f"SOLVER.{key}": (-0.1, 0.0) for key in (
         "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "BASE_LR_END", "GAMMA", "WARMUP_FACTOR")},
@@ -288,13 +290,35 @@ def test_schedules_that_cannot_be():
             load_config(BASE, ["SOLVER.STEPS", steps])
 
 
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupMultiStepLR"])
+def test_schedules_that_end_in_their_warm_up(name):
+    """Said before training, where the rates of the scheduler itself never come near BASE_LR."""
+    from detectron2_ddetr.toolbox import build_lr_scheduler
+
+    for iterations, warm_up in ((40, 40), (40, 50), (40, 39), (40, 5)):
+        opts = ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.MAX_ITER", iterations]
+        opts += ["SOLVER.WARMUP_ITERS", warm_up, "SOLVER.STEPS", "()", "SOLVER.BASE_LR", 1.0]
+        cfg = load_config(BASE, opts)
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+        for _ in range(iterations):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        note = schedule_note(cfg)
+        assert (note is None) == (warm_up < iterations)
+        if note is not None:
+            assert re.match(r"SOLVER.MAX_ITER \(40\) is not above SOLVER.WARMUP_ITERS", note)
+            assert ("near 0" in note) == (max(rates) < 1e-2) == (name == "WarmupCosineLR")
+            assert max(rates) < 1
+
+
 #: What detectron2 knows and the trainer here would leave out; a value, and a word of the remedy.
 NOT_FOLLOWED = {
     "MODEL.MASK_ON": (True, "boxes"),
     "MODEL.KEYPOINT_ON": (True, "boxes"),
     "MODEL.LOAD_PROPOSALS": (True, "makes its own"),
     "SOLVER.REFERENCE_WORLD_SIZE": (8, "BATCH_RULE fit a recipe"),
-    "TEST.AUG.ENABLED": (True, "left out"),
     "TEST.PRECISE_BN.ENABLED": (True, "of training"),
     "TEST.EXPECTED_RESULTS": ([["bbox", "AP", 40.0]], "tolerance"),
     "VIS_PERIOD": (100, "ddetr visualize"),

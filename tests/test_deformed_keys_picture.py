@@ -52,7 +52,7 @@ def middle(panel, color):
 
 def test_places(backbone):
     image = np.full((*SIZE, 3), 255, dtype=np.uint8)
-    drawn = draw_deformed_keys(image, backbone, [(40, 70), (100, 10)])
+    drawn = draw_deformed_keys(image, torch.ones(3, *SIZE), backbone, [(40, 70), (100, 10)])
     orange, blue = picture._COLORS
     cells = [(2, 4), (6, 0)]
     for column, number in ((2, 0), (3, 1)):
@@ -73,8 +73,7 @@ def test_grid_without_offsets():
     """Half a pixel in of the map of 6x8 cells, x before y."""
     backbone = tiny().eval()
     torch.nn.init.zeros_(backbone.stages[2].attns[0].conv_offset[3].weight)
-    image = np.zeros((*SIZE, 3), dtype=np.uint8)
-    weights, grid, moved = picture._attended(image, backbone, 2, 1, (0.0,) * 3, (1.0,) * 3)
+    weights, grid, moved = picture._attended(torch.zeros(3, *SIZE), backbone, 2, 1)
     assert weights.shape == (2, 6, 8, 6, 8) and weights.sum((3, 4)) == pytest.approx(1, abs=1e-5)
     expected = [((j + 0.5) / 8 * 7, (i + 0.5) / 6 * 5) for i in range(6) for j in range(8)]
     np.testing.assert_allclose(grid, expected, atol=1e-5)
@@ -92,4 +91,5 @@ def test_grid_without_offsets():
 )
 def test_what_cannot_be_drawn(queries, options, says):
     with pytest.raises(InputError, match=says):
-        draw_deformed_keys(np.zeros((*SIZE, 3), np.uint8), tiny().eval(), queries, **options)
+        image, pixels = np.zeros((*SIZE, 3), np.uint8), torch.zeros(3, *SIZE)
+        draw_deformed_keys(image, pixels, tiny().eval(), queries, **options)

@@ -8,6 +8,7 @@ import pytest
 from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.engine.early_stop import EarlyStop, StoppedEarly
 from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.visualization.curves import plot_training_curves
 
 from .conftest import small_cfg
 from .test_training import last_checkpoint, run, shapes  # noqa: F401
@@ -53,6 +54,9 @@ def test_in_a_training(shapes, tmp_path):  # noqa: F811
     assert last_checkpoint(tmp_path)["trainer"]["iteration"] == 5
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "bbox/AP" in row] == [1, 3, 5]
+    drawn = (tmp_path / "curves.png").read_bytes()
+    plot_training_curves(str(tmp_path / "metrics.json"), str(tmp_path / "again.png"))
+    assert drawn == (tmp_path / "again.png").read_bytes()  # with the last evaluation
 
 
 @pytest.mark.parametrize("key, value", [("TEST.EVAL_PERIOD", 0), ("DATASETS.TEST", ())])

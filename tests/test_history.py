@@ -1,9 +1,13 @@
 """metrics.json across stops: no row is missing, and none is there twice."""
 
+import importlib.util
 import json
 import shutil
 
+import pytest
+
 from detectron2_ddetr.engine.history import continue_history, read_history
+from detectron2_ddetr.toolbox import TOOLBOX
 
 from .test_training import run, shapes  # noqa: F401
 
@@ -59,3 +63,26 @@ def test_stopped_anywhere(shapes, tmp_path):  # noqa: F811
             if name == "before" and iteration == 39:  # its losses were lost with the process
                 row = {k: v for k, v in row.items() if "bbox/" in k or k == "iteration"}
             assert found[iteration].items() >= row.items()
+
+
+@pytest.mark.skipif(TOOLBOX != "detectron2", reason="the embedded host has no event files")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+def test_events_of_tensorboard(shapes, tmp_path):  # noqa: F811
+    """Resumed from an earlier checkpoint, as after a kill: what came after it is void."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def steps():
+        events = EventAccumulator(str(tmp_path))
+        events.Reload()
+        return [event.step for event in events.Scalars("total_loss")]
+
+    opts = ["SOLVER.CHECKPOINT_PERIOD", 10, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"]
+    run(shapes, tmp_path, opts=[*opts, "SOLVER.MAX_ITER", 30])
+    assert steps() == [19, 29]
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    run(shapes, tmp_path, "--resume", opts=[*opts, "SOLVER.MAX_ITER", 40])
+    assert steps() == [19, 39]
+    rows = read_history(str(tmp_path / "metrics.json"))
+    assert [row["iteration"] for row in rows] == [19, 39]

@@ -116,7 +116,7 @@ FLOORS = [
     {"data", "checkpoint", "meta_arch", "systems"},
     {"engine", "analysis"},
     {"visualization", "model_zoo", "predictor"},
-    {"demo"},
+    {"adapters", "demo"},
     {"plugin", "cli", "commands", "evaluate"},
     {"tools", "train_net"},
 ]

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 from detectron2_ddetr import cli
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
+from detectron2_ddetr.visualization.inspection.backbones import places_of
 from detectron2_ddetr.visualization.inspection.choice import choose
 from detectron2_ddetr.visualization.inspection.truth import Truth
+from detectron2_ddetr.visualization.inspection.view import View
 
 from .conftest import DATA, FAMILY, ROOT, small_cfg
 from .test_cli import loggers  # noqa: F401  (a fixture)
@@ -30,10 +33,10 @@ ALWAYS = {
 LOSSES = {"matching.png", "query_losses.png"}
 
 
-def write_run(folder, variant):
+def write_run(folder, variant, *opts):
     """The folder of a run of a thin model that has learned nothing."""
     folder.mkdir()
-    cfg = small_cfg(config=FAMILY[variant])
+    cfg = small_cfg(*opts, config=FAMILY.get(variant, variant))
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 128
     cfg.DATASETS.CLASS_NAMES = ["RBC", "WBC", "Platelets"]
     torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
@@ -52,6 +55,15 @@ def runs(tmp_path_factory):
 def image():
     """One of the validation images."""
     return next(str(path) for path in sorted((DATA / "val").iterdir()))
+
+
+def view_of_boxes(boxes):
+    """What :func:`places_of` reads of a view of 200x160 px."""
+    image = np.zeros((160, 200, 3), np.uint8)
+    captured = SimpleNamespace(
+        num_layers=lambda kind: 1, layer_outputs=lambda layer: {"pred_boxes": boxes[None]}
+    )
+    return View(image, captured)
 
 
 def written(folder):
@@ -83,6 +95,41 @@ def test_every_picture_is_written(runs, name, image, tmp_path, monkeypatch):
     assert tall.shape[0] > 600  # upright: as high as panels are long
     page = (out / "turned" / "encoder.html").read_text()
     assert '"width": 60, "height": 100' in page and '"layer 0"' in page and '"layer 1"' in page
+
+
+@pytest.mark.parametrize(
+    "config, picture",
+    [
+        ("deformable_detr/deformable_detr_R_50_dcnv2_50ep.yaml", "convolution_points.png"),
+        ("dat/deformable_detr_DAT_T_50ep.yaml", "deformed_keys.png"),
+    ],
+)
+def test_backbones_that_choose_their_places(config, picture, image, tmp_path):
+    """One more picture, with a panel for each place, or for the pixel that is asked for."""
+    run = write_run(tmp_path / "run", config, "MODEL.BACKBONE.FREEZE_AT", 0)
+    widths = []
+    for chosen in ([], ["--pixel", "300", "200"]):
+        out = tmp_path / f"out{len(chosen)}"
+        cli.main(["inspect", run, image, "--output", str(out), *chosen, "MODEL.DEVICE", "cpu"])
+        (folder,) = out.iterdir()
+        assert written(folder) == ALWAYS | {picture}
+        widths.append(cv2.imread(str(folder / picture)).shape[1])
+    if picture == "convolution_points.png":
+        assert widths[1] < widths[0]  # one place instead of two or three
+
+
+def test_places_in_an_image():
+    """The middles of the largest and the smallest box, and what is furthest from all of them."""
+    boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.6, 0.3, 0.1, 0.1], [0.7, 0.2, 0.2, 0.2]])
+    view = view_of_boxes(boxes)
+    places = places_of(view, SimpleNamespace(detected=[0, 1, 2]))
+    height, width = view.image.shape[:2]
+    assert places["a large object"] == pytest.approx((0.25 * width, 0.5 * height), abs=1)
+    assert places["a small object"] == pytest.approx((0.6 * width, 0.3 * height), abs=1)
+    x, y = places["background"]
+    assert x > 0.75 * width and y > 0.75 * height
+    alone = places_of(view, SimpleNamespace(detected=[1]))
+    assert list(alone) == ["a large object", "background"]
 
 
 def test_where_the_queries_put_boxes(runs, image, tmp_path, monkeypatch):

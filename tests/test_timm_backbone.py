@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from detectron2_ddetr import Checkpointer
-from detectron2_ddetr.backbones.timm_features import TimmBackbone
+from detectron2_ddetr.backbones.timm_features import SimplePyramid, TimmBackbone
 from detectron2_ddetr.checkpoint.reading import read_state_dict
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
@@ -141,6 +141,75 @@ def test_any_network_trains_and_says_its_shapes(name):
         assert key == f"stride{stride}"
         assert x.shape == (2, shapes[key].channels, -(-70 // stride), -(-100 // stride))
     assert without_gradient(model, BATCHES["boxes"]()) == []
+
+
+#: Small networks of each kind that cuts images into patches; timm's names, and the builder.
+PATCHES = {
+    "swin_tiny_patch4_window7_224": "build_timm_backbone",
+    "convnext_atto": "build_timm_backbone",
+    "vit_tiny_patch16_224": "build_timm_simple_pyramid",
+}
+
+
+def patches_cfg(name):
+    return cfg("MODEL.BACKBONE.NAME", PATCHES[name], name=name)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", PATCHES)
+def test_networks_of_patches(name):
+    """Images are padded to what fits; maps are as large as is said; all of it trains."""
+    model = build_model(patches_cfg(name)).train()
+    images = model.pad([torch.zeros(3, 70, 100)]).tensor
+    assert images.shape == (1, 3, 96, 128)
+    shapes = model.backbone.output_shape()
+    for key, x in model.backbone(images).items():
+        stride = shapes[key].stride
+        assert x.shape == (1, shapes[key].channels, 96 // stride, 128 // stride)
+    for batch in BATCHES.values():
+        assert without_gradient(model, batch()) == []
+
+
+@needs_timm
+@torch.no_grad()
+@pytest.mark.parametrize("name", PATCHES)
+def test_weights_of_networks_of_patches(name, tmp_path):
+    """A classifier's, as timm has them: all of the network, whose maps are timm's own then."""
+    import timm
+    from timm.layers import resample_abs_pos_embed
+
+    torch.manual_seed(0)
+    height, width = 224, 256  # no smaller than a window of Swin on the last map
+    # Of one size, so that nothing of it is dynamic.
+    size = {} if name.startswith("convnext") else {"img_size": (height, width)}
+    if "swin" in name:  # windows move in the last stage too, as in Swin's own detectors
+        size["always_partition"] = True
+    theirs = timm.create_model(name, **size).eval()
+    weights = theirs.state_dict()
+    if "pos_embed" in weights:  # it is interpolated for images of another size than 224 x 224
+        weights["pos_embed"] = timm.create_model(name).pos_embed
+        resized = resample_abs_pos_embed(weights["pos_embed"], (height // 16, width // 16))
+        theirs.pos_embed.copy_(resized)
+    torch.save(weights, tmp_path / "weights.pth")
+    model = build_model(patches_cfg(name)).eval()
+    Checkpointer(model, class_names=["a", "b", "c"]).load(str(tmp_path / "weights.pth"), [])
+    x = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    expected = theirs.forward_intermediates(x, norm=False, intermediates_only=True)
+    found = model.backbone(x)
+    if "vit" in name:
+        assert_close(found["stride16"], expected[-1], rtol=1e-4, atol=1e-4)
+        pooled = F.max_pool2d(expected[-1], 2)
+        assert_close(found["stride32"], pooled, rtol=1e-4, atol=1e-4)
+        return
+    assert len(found) == 4
+    for x, other in zip(found.values(), expected):
+        assert_close(x, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_timm
+def test_a_pyramid_stands_on_a_map_of_stride_16():
+    with pytest.raises(InputError, match="stride 16, but the last of .* is stride32: take build_t"):
+        SimplePyramid(TimmBackbone("convnext_atto"))
 
 
 @needs_timm

@@ -3,10 +3,19 @@
 import importlib.util
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec
+
+#: By how names begin: networks that cut images into patches, which have to fit in; and what lets
+#: them take images of any size. Swin's windows move in all stages, as in its own detectors, also
+#: where those of a classifier cover the map. The last map of a plain ViT is its only one.
+_OF_PATCHES = {
+    "convnext": {},
+    "swin_": {"dynamic_img_size": True, "always_partition": True},
+    "vit_": {"dynamic_img_size": True, "out_indices": 1},
+}
 
 
 class TimmBackbone(Backbone):
@@ -35,6 +44,9 @@ class TimmBackbone(Backbone):
         import timm
         from timm.layers import freeze_batch_norm_2d
 
+        patches = [extra for start, extra in _OF_PATCHES.items() if name.startswith(start)]
+        if patches:  # as (N, C, H, W), with the names that the weights have
+            options = {"feature_cls": "getter", **patches[0], **options}
         try:
             self.network = timm.create_model(name, features_only=True, pretrained=False, **options)
         except RuntimeError as error:
@@ -49,6 +61,7 @@ class TimmBackbone(Backbone):
             f"stride{stride}": ShapeSpec(channels=channels, stride=stride)
             for channels, stride in zip(info.channels(), info.reduction(), strict=True)
         }
+        self._divisor = info.reduction()[-1] if patches else 0
 
         if freeze_at and not frozen_norm:
             raise InputError(
@@ -77,6 +90,11 @@ class TimmBackbone(Backbone):
         for parameter, gradient in zip(parameters, gradients):
             parameter.requires_grad_(gradient is None)
 
+    @property
+    def size_divisibility(self) -> int:
+        """Of height and width, so that patches and strides fit in; 0 where any will do."""
+        return self._divisor
+
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)
 
@@ -92,3 +110,52 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     return TimmBackbone(
         node.NAME, frozen_norm=node.FROZEN_NORM, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
+
+
+class SimplePyramid(Backbone):
+    """
+    "stride8", "stride16" and "stride32" from the last map of a network that has one of stride 16,
+    as a plain ViT (https://arxiv.org/abs/2203.16527): by a transposed convolution, as it is, and by
+    a pooling. The convolutions and norms that follow there are the head's own projections here.
+    """
+
+    def __init__(self, net: Backbone):
+        """
+        Args:
+            net: its last map has stride 16.
+
+        Raises:
+            InputError: if that has another stride.
+        """
+        super().__init__()
+        self.net = net
+        self._source, shape = list(net.output_shape().items())[-1]
+        if shape.stride != 16:
+            raise InputError(
+                f"a simple pyramid stands on a map of stride 16, but the last of {type(net)} is "
+                f"{self._source}: take build_timm_backbone for MODEL.BACKBONE.NAME"
+            )
+        channels = shape.channels
+        self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        self.down = nn.MaxPool2d(2)
+        sizes = {8: channels // 2, 16: channels, 32: channels}
+        self._shapes = {f"stride{s}": ShapeSpec(channels=c, stride=s) for s, c in sizes.items()}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Of height and width, so that the last map is half of the one before."""
+        return 32
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(self._shapes)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W), H and W divisible by 32."""
+        x = self.net(x)[self._source]
+        return {"stride8": self.up(x), "stride16": x, "stride32": self.down(x)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_simple_pyramid(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """On the network that MODEL.TIMM.NAME names."""
+    return SimplePyramid(build_timm_backbone(cfg, input_shape))

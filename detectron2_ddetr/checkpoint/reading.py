@@ -27,6 +27,8 @@ StateDict = dict[str, Tensor]
 
 _IN_RESNET = re.compile(r"^backbone\.(?:.*\.)?((?:stem|res\d)\..*)$")
 _CLASSIFIER = re.compile(r"^(stem\.)?(fc|linear)\.")
+#: What networks of timm have behind their last map.
+_BEHIND = re.compile(r"^(norm|head|fc_norm)\.")
 #: Parts that only other detectors of detectron2 have.
 _OTHER_HEADS = ("proposal_generator.", "roi_heads.", "head.cls_subnet.", "head.bbox_subnet.")
 #: Other detectors, by a piece of the names in their checkpoints.
@@ -170,7 +172,11 @@ def _best_root(keys: Iterable[str], expected: StateDict) -> str:
 
 def _convert_bare(state_dict: StateDict, expected: StateDict) -> StateDict:
     root = _best_root(state_dict, expected)
-    return {f"{root}{k}": v for k, v in state_dict.items() if not _CLASSIFIER.match(k)}
+    return {
+        f"{root}{k}": v
+        for k, v in state_dict.items()
+        if not (_CLASSIFIER.match(k) or (_BEHIND.match(k) and f"{root}{k}" not in expected))
+    }
 
 
 def _family_of(project: Project) -> _Family:

@@ -61,12 +61,22 @@ def continue_history(path: str, iteration: int) -> list[dict]:
 
 
 class Recorder(hooks.PeriodicWriter):
-    """Writes after each evaluation too: of two between two writings, one would be lost."""
+    """
+    Writes after each evaluation too: of two between two writings, one would be lost. The events of
+    tensorboard after the checkpoint that a training goes on from are declared void, so that no
+    step is there twice.
+    """
 
     def __init__(self, writers: list, period: int, eval_period: int):
         super().__init__(writers, period)
         self._writers = writers
         self._periods = [p for p in (period, eval_period) if p > 0]
+
+    def before_train(self) -> None:
+        folder, start = self.trainer.cfg.OUTPUT_DIR, self.trainer.start_iter
+        for number, writer in enumerate(self._writers):
+            if start and type(writer).__name__ == "TensorboardXWriter":
+                self._writers[number] = type(writer)(folder, purge_step=start)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader
 from ..build import registered
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.frozen import check_frozen_layers
-from ..config_rules import check_trainer_config
+from ..config_rules import check_trainer_config, schedule_note
 from ..data.class_names import class_names
 from ..data.class_table import category_ids
-from ..data.dataset_mapper import DeformableDETRDatasetMapper
 from ..data.packing import require_open_files
 from ..data.train_loader import build_train_loader
 from ..errors import InputError, NonFiniteError
@@ -46,6 +45,7 @@ from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
 from .resume import continue_rates, fit_state, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
+from .test_time_augmentation import for_testing, mapper_for_testing
 from .train_step import LastBatch, NonFiniteStepError, TrainStep
 from .weight_average import TRAINED, WeightAverage
 
@@ -241,6 +241,8 @@ class Trainer(DefaultTrainer):
         """
         # The model checks it as well, but only when there is a first checkpoint to resume from.
         check_frozen_layers(self.model)
+        if note := schedule_note(self.cfg):
+            logger.warning(note)
         if not comm.is_main_process():
             return self._train()
         os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
@@ -335,8 +337,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         require_open_files(cfg.DATALOADER.NUM_WORKERS)
-        mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper_for_testing(cfg))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, *evaluators) -> dict:
+        """As detectron2's; with test-time augmentation if TEST.AUG.ENABLED."""
+        return super().test(cfg, for_testing(cfg, model), *evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -42,7 +42,9 @@ _DEFAULTS = {
     },
     "TEST": {
         "EXPECTED_RESULTS": [], "EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 100,
-        "AUG": {"ENABLED": False}, "PRECISE_BN": {"ENABLED": False},
+        "AUG": {"ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+                "MAX_SIZE": 4000, "FLIP": True},
+        "PRECISE_BN": {"ENABLED": False},
     },
     "OUTPUT_DIR": "./output", "SEED": -1, "VIS_PERIOD": 0, "VERSION": 2,
 }
@@ -50,7 +52,7 @@ _DEFAULTS = {
 # What detectron2 can do with another value of these, it must do itself.
 _DEFAULT_ONLY = (
     "VERSION MODEL.MASK_ON MODEL.KEYPOINT_ON MODEL.LOAD_PROPOSALS "
-    "SOLVER.WARMUP_METHOD SOLVER.REFERENCE_WORLD_SIZE TEST.AUG.ENABLED TEST.PRECISE_BN.ENABLED"
+    "SOLVER.WARMUP_METHOD SOLVER.REFERENCE_WORLD_SIZE TEST.PRECISE_BN.ENABLED"
 )
 
 

@@ -13,13 +13,18 @@ class DrawCurves(HookBase):
     """
 
     def after_step(self) -> None:
-        period, done = self.trainer.cfg.TEST.EVAL_PERIOD, self.trainer.iter + 1
-        if period > 0 and done % period == 0 and done < self.trainer.max_iter:
+        if self._evaluated() and self.trainer.iter + 1 < self.trainer.max_iter:
             self._draw()
 
     def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:  # else it was stopped
+        # What stops a training early, by its evaluation, stops it before this hook's turn.
+        if self._evaluated() or self.trainer.iter + 1 >= self.trainer.max_iter:
             self._draw()
+
+    def _evaluated(self) -> bool:
+        """Whether an evaluation belongs to this iteration."""
+        period = self.trainer.cfg.TEST.EVAL_PERIOD
+        return period > 0 and (self.trainer.iter + 1) % period == 0
 
     def _draw(self) -> None:
         if comm.is_main_process():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..backbones.dat import DATBackbone
 from ..errors import InputError
@@ -26,13 +27,12 @@ Points = np.ndarray
 
 def draw_deformed_keys(
     image: np.ndarray,
+    pixels: Tensor,
     backbone: DATBackbone,
     queries: Sequence[tuple[float, float]],
     *,
     stage: int = 2,
     group: int = 0,
-    pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
-    pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
 ) -> np.ndarray:
     """
     Above, which keys queries have: all cells (ViT), those of a window (Swin), nine points of their
@@ -42,6 +42,7 @@ def draw_deformed_keys(
 
     Args:
         image: (H, W, 3) uint8 RGB.
+        pixels: (3, H', W'), what the backbone reads of it: normalised, of any size.
         backbone: in evaluation mode.
         queries: one or two (x, y), px of the image.
         group: of channels and heads, which has places of its own.
@@ -57,7 +58,7 @@ def draw_deformed_keys(
         0 <= x < width and 0 <= y < height for x, y in queries
     ):
         raise InputError(f"one or two queries within {width}x{height} px, got {list(queries)}")
-    weights, grid, moved = _attended(image, backbone, stage, group, pixel_mean, pixel_std)
+    weights, grid, moved = _attended(pixels, backbone, stage, group)
     rows, columns = weights.shape[1:3]
     cell = np.array([width / columns, height / rows])
     near = [np.minimum(np.array(q) // cell, (columns - 1, rows - 1)).astype(int) for q in queries]
@@ -110,12 +111,7 @@ def draw_deformed_keys(
 
 @torch.no_grad()
 def _attended(
-    image: np.ndarray,
-    backbone: DATBackbone,
-    stage: int,
-    group: int,
-    pixel_mean: Sequence[float],
-    pixel_std: Sequence[float],
+    pixels: Tensor, backbone: DATBackbone, stage: int, group: int
 ) -> tuple[np.ndarray, Points, Points]:
     """Weights (heads, H, W, Hk, Wk), and the keys before and after, (K, 2), (x, y) in cells."""
     found = [m for m in backbone.stages[stage].attns if isinstance(m, DeformedKeyAttention)]
@@ -125,11 +121,8 @@ def _attended(
         )
     attention, seen = found[-1], []
     handle = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    device = next(backbone.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).float()
-    pixels = (pixels - pixels.new_tensor(pixel_mean)) / pixels.new_tensor(pixel_std)
     try:
-        backbone(pixels.permute(2, 0, 1)[None])
+        backbone(pixels[None])
     finally:
         handle.remove()
     x = seen[0]
@@ -187,12 +180,17 @@ def _lines(starts: Points, ends: Points) -> Callable:
 
 
 def _circles(points: Points, shares: np.ndarray, color: Sequence[int]) -> Callable:
-    """Discs whose area is a share; the largest about a twelfth of a panel wide."""
+    """
+    Discs whose area is a share: the largest at most a twelfth of a panel wide, and none that
+    overlap where all shares are the same.
+    """
+    between = _PANEL / math.sqrt(len(points))
+    scale = min(_PANEL / 24 / math.sqrt(shares.max()), between / 2 / math.sqrt(shares.mean()))
 
     def draw(canvas: np.ndarray) -> None:
         over = canvas.copy()
         for index in np.argsort(-shares, kind="stable"):
-            radius = _PANEL / 24 * math.sqrt(shares[index] / shares.max())
+            radius = scale * math.sqrt(shares[index])
             cv2.circle(over, _at(points[index]), round(16 * radius), color, -1, cv2.LINE_AA, 4)
         canvas[:] = cv2.addWeighted(over, 0.65, canvas, 0.35, 0)
 

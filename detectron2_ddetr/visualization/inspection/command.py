@@ -21,6 +21,7 @@ from ...modeling import capture
 from ...toolbox import CfgNode
 from ..drawing import write_picture
 from ..text import readable, readable_names
+from .backbones import backbone_pictures
 from .choice import Choice, choose
 from .gradient_maps import gradient_maps, gradient_norms
 from .matching import match, matching
@@ -112,7 +113,13 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
             score_threshold=args.score_threshold,
         )
         target = truth.target_of(path, image.shape[1], image.shape[0]) if truth else None
-        pictures = [_attention(view, choice), _model(view, choice, model, sample)]
+        pixels = (sample["image"].to(model.pixel_mean) - model.pixel_mean) / model.pixel_std
+        chosen = args.pixel is not None
+        pictures = [
+            _attention(view, choice),
+            _model(view, choice, model, sample),
+            backbone_pictures(view, choice, model.backbone, pixels, chosen=chosen),
+        ]
         if target is not None:
             pictures.append(_losses(view, model, target, path))
         drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]

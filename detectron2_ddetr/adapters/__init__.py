@@ -1,0 +1,1 @@
+"""Detections for other libraries, which are no requirements: import the module of one to use it."""
