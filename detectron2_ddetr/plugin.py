@@ -27,6 +27,7 @@ from .systems import (
     DINO,
     DABDeformableDETR,
     DeformableDETR,
+    DetrexDINO,
     DNDeformableDETR,
     HDeformableDETR,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "DNDeformableDETR",
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
+    "DetrexDINO",
     "HDeformableDETR",
     "Predictor",
     "Trainer",

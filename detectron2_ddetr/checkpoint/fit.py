@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .project import layers_differ
 from .sizes import config_values
 
 
@@ -21,6 +22,19 @@ def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
         raise InputError(
             f"{source} does not fit this config: it was made with "
             f"MODEL.DETR.WITH_BOX_REFINE {found}, the config has {wanted}"
+        )
+
+
+def check_shared_heads(tensors: dict[str, Tensor], model: nn.Module, source: str) -> None:
+    """
+    Raises:
+        InputError: when weights have other heads for each decoder layer and the model has not.
+    """
+    if getattr(model.head, "shared_heads", False) and layers_differ(tensors):
+        raise InputError(
+            f"{source} does not fit this config: it has heads of its own for each decoder layer, "
+            "which all share in the config. A DINO of detrex needs MODEL.META_ARCHITECTURE "
+            "DetrexDINO, others MODEL.DETR.WITH_BOX_REFINE True"
         )
 
 
