@@ -28,13 +28,17 @@ def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
 def check_shared_heads(tensors: dict[str, Tensor], model: nn.Module, source: str) -> None:
     """
     Raises:
-        InputError: when weights have other heads for each decoder layer and the model has not.
+        InputError: when weights have other heads for each decoder layer and the model, though it
+            refines boxes, has not. (Which of them a model without refinement has is told by
+            :func:`check_refinement`.)
     """
-    if getattr(model.head, "shared_heads", False) and layers_differ(tensors):
+    head = model.head
+    shared = getattr(head, "with_box_refine", False) and getattr(head, "shared_heads", False)
+    if shared and layers_differ(tensors):
         raise InputError(
             f"{source} does not fit this config: it has heads of its own for each decoder layer, "
-            "which all share in the config. A DINO of detrex needs MODEL.META_ARCHITECTURE "
-            "DetrexDINO, others MODEL.DETR.WITH_BOX_REFINE True"
+            "which all share in the config: a DINO of detrex needs MODEL.META_ARCHITECTURE "
+            "DetrexDINO"
         )
 
 
