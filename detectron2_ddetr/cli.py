@@ -169,7 +169,18 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--dc5",
         action=argparse.BooleanOptionalAction,
-        help="whether the last stage is dilated, where the file does not say",
+        help="dilated last stage, where the file does not say so",
+    )
+    convert.add_argument(
+        "--inference-only",
+        action="store_true",
+        help="leave out what only training needs",
+    )
+    convert.add_argument(
+        "--num-queries",
+        type=int,
+        metavar="N",
+        help="then, of H-DETR: that detect, mostly 300",
     )
     for command in (
         visualize,

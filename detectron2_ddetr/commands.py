@@ -115,6 +115,7 @@ def convert(args: argparse.Namespace) -> None:
         return
     require_folder(os.path.dirname(os.path.abspath(args.output)))
     options = {"classes": args.classes, "licence": args.licence, "dilated": args.dc5}
+    options |= {"inference_only": args.inference_only, "num_queries": args.num_queries}
     convert_file(args.file, args.output, to=args.to, **options)
 
 

@@ -28,6 +28,7 @@ from .systems import (
     DINO,
     DABDeformableDETR,
     DeformableDETR,
+    DetrexDINO,
     DNDeformableDETR,
     HDeformableDETR,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "DeformableDETR",
     "DeformableDETRDatasetMapper",
     "DetectorWithTTA",
+    "DetrexDINO",
     "HDeformableDETR",
     "Predictor",
     "Trainer",

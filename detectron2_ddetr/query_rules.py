@@ -11,12 +11,14 @@ _SYSTEMS = {
     "DABDeformableDETR": {"TWO_STAGE": False, "WITH_BOX_REFINE": True},
     "DNDeformableDETR": {"TWO_STAGE": False, "WITH_BOX_REFINE": True},
     "DINO": {"TWO_STAGE": True, "MIXED_SELECTION": True},
+    "DetrexDINO": {"TWO_STAGE": True, "MIXED_SELECTION": True},
 }
 #: The transformer that a meta-architecture has in place of the default one.
 _TRANSFORMERS = {
     "DABDeformableDETR": "build_anchor_transformer",
     "DNDeformableDETR": "build_anchor_transformer",
     "DINO": "build_dino_transformer",
+    "DetrexDINO": "build_dino_transformer",
 }
 
 

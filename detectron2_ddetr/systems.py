@@ -37,3 +37,13 @@ class DINO(SetDetector):
     """DINO (https://arxiv.org/abs/2203.03605), with any number of levels."""
 
     build_head = staticmethod(build_dino_head)
+
+
+@META_ARCH_REGISTRY.register()
+class DetrexDINO(SetDetector):
+    """
+    DINO as detrex has it, for its weights: each decoder layer has heads of its own, and cells have
+    the positions of Deformable DETR.
+    """
+
+    build_head = staticmethod(build_anchor_head)

@@ -25,6 +25,7 @@ from detectron2_ddetr.modeling import MSDeformAttn
 from detectron2_ddetr.toolbox import build_model
 from detectron2_ddetr.visualization import attention_cost
 
+from . import family_cases as family
 from .conftest import CONFIGS, VARIANTS, small_cfg
 
 DENSE, DEFORMABLE, ACROSS, SAMPLING_FIRST = LAYERS
@@ -253,3 +254,16 @@ def test_command(monkeypatch, capsys, tmp_path):
         cli.main(["analyze", "--config-file", "quick_start.yaml", "MODEL.DEVICE", "xpu:9"])
     with pytest.raises(SystemExit, match="does not exist"):
         cli.main(["analyze", *config[:-1], str(tmp_path / "none" / "a.png")])
+
+
+@pytest.mark.parametrize("system", family.SYSTEMS)
+def test_relatives(system):
+    """Learned queries that enter a layer are counted on; parameters are those of the model."""
+    opts = ["MODEL.DETR.ENC_LAYERS", 2, "MODEL.DETR.DEC_LAYERS", 2]
+    model = model_on_meta(load_config(str(CONFIGS / family.SYSTEMS[system]), opts))
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    *_, whole = count(model, (64, 96))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert whole.parameters == sum(p.numel() for p in model.parameters())
+    assert whole.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert whole.trained < whole.parameters and whole.macs > 10**8

@@ -167,7 +167,7 @@ class SetCriterionAlone(SetCriterion):
     def forward(self, outputs, targets):
         num_boxes = torch.tensor(max(1.0, float(sum(len(t["labels"]) for t in targets))))
         task = self.tasks(outputs, targets)[0]
-        losses = self.task_losses(task, num_boxes)
+        losses = self.task_losses(task, *self.indices([task]), num_boxes)
         return {name: loss * self.weights[name] for name, loss in losses.items()}
 
 

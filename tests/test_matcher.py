@@ -3,11 +3,16 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import HungarianMatcher, SetCriterion
+from detectron2_ddetr.modeling import HungarianMatcher, LossTask, SetCriterion
+from detectron2_ddetr.modeling import criterion as criterion_module
+from detectron2_ddetr.modeling import matcher as matcher_module
+from detectron2_ddetr.modeling.query_groups import OneToMany
 
 #: The worked example of the official code.
 LOGITS = torch.tensor([[0.5, -1, 2], [-2, 0, 1], [1.5, 0.3, -0.7], [-3, -3, -3]])
@@ -163,3 +168,68 @@ def test_not_finite(name, bad):
     assert indices[1][0].tolist() == good[1][0].tolist()
     if name == "pred_boxes" or math.isnan(bad):
         assert indices[0][0].tolist() == [0, 2, 4]
+
+
+def tied_step(matcher):
+    """
+    Three layers and a larger group whose targets count three times, then a layer with targets of
+    its own. Logits and boxes are of few whole eighths: costs are exact, and many are equal.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def eighths(*shape):
+        return torch.randint(1, 4, shape, generator=generator) / 8
+
+    def targets(counts):
+        labels = [torch.randint(2, (count,), generator=generator) for count in counts]
+        return [{"labels": x, "boxes": eighths(len(x), 4)} for x in labels]
+
+    def task(queries, targets, repeats=1):
+        outputs = {"pred_logits": eighths(3, queries, 2), "pred_boxes": eighths(3, queries, 4)}
+        return LossTask("", outputs, targets, matcher, repeats=repeats)
+
+    of_all, other = targets([5, 0, 12]), targets([4, 2, 1])
+    return [*(task(9, of_all) for _ in range(3)), task(20, of_all, 3), task(9, other)]
+
+
+@pytest.mark.parametrize("pairs", [1, 30, 2**17])
+def test_a_step_is_one_by_one(pairs, monkeypatch):
+    """All layers and groups at once, in parts of any size: scipy's answer for each, ties too."""
+    monkeypatch.setattr(matcher_module, "_PAIRS_AT_A_TIME", pairs)
+    matcher = HungarianMatcher(2, 8, 0, lambda logits, labels: -logits[:, labels])
+    tasks = tied_step(matcher)
+    ties = 0
+    for task, indices in zip(tasks, matcher.match(tasks)):
+        assert len(indices) == 3
+        for i, (target, (query_idx, target_idx)) in enumerate(zip(task.targets, indices)):
+            boxes, logits = (task.outputs[k][i].numpy() for k in ("pred_boxes", "pred_logits"))
+            labels, count = target["labels"].numpy(), len(target["labels"])
+            l1 = np.abs(boxes[:, None] - target["boxes"].numpy()).sum(-1)
+            cost = np.concatenate([8 * l1 - 2 * logits[:, labels]] * task.repeats, axis=1)
+            queries, targets = linear_sum_assignment(cost)
+            assert query_idx.tolist() == queries.tolist()
+            assert target_idx.tolist() == [j % count for j in targets]
+            assert query_idx.dtype == target_idx.dtype == torch.int64
+            ties += cost.size - len(np.unique(cost))
+    assert ties > 500
+
+
+def test_one_transfer_and_one_check_a_step(monkeypatch):
+    """Of a step with three layers, two groups and an encoder: what waits for a GPU, and checks."""
+    calls = []
+    cpu, check = torch.Tensor.cpu, matcher_module.check_targets
+
+    def counted(*arguments):
+        calls.append("check")
+        return check(*arguments)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: calls.append("transfer") or cpu(x))
+    for module in (matcher_module, criterion_module):
+        monkeypatch.setattr(module, "check_targets", counted)
+    outputs, targets = random_case(7, [3, 0, 9])
+    layers = {**outputs, "aux_outputs": [outputs, outputs]}
+    group = OneToMany(7, repeats=2).group(7)
+    step = {**layers, "train_groups": [(group, layers)], "enc_outputs": outputs}
+    losses = SetCriterion(HungarianMatcher())(step, targets)
+    assert len(losses) == 3 * (3 + 3 + 1)
+    assert calls == ["check", "transfer"]

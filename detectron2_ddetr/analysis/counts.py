@@ -70,8 +70,14 @@ def count(model: nn.Module, size: tuple[int, int]) -> list[Part]:
         multiplications with an addition, half of what PyTorch's counter says.
     """
     network = Network(model)
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    # Of learned queries that go into a layer, the counter would ask for the gradient.
+    for parameter in trained:
+        parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         network(network.image(size))
+    for parameter in trained:
+        parameter.requires_grad_()
     counts = counter.get_flop_counts()
 
     def flops(name: str, module: nn.Module) -> int:
@@ -83,8 +89,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> list[Part]:
 
     def part(name: str, module: nn.Module, macs: int) -> Part:
         parameters = list(module.parameters())
-        trained = [p for p in parameters if p.requires_grad]
-        return Part(name, sum(p.numel() for p in parameters), sum(p.numel() for p in trained), macs)
+        numbers = sum(p.numel() for p in parameters)
+        return Part(name, numbers, sum(p.numel() for p in parameters if p in trained), macs)
 
     def parts(around: Part, module: nn.Module) -> Iterator[Part]:
         if isinstance(module, (nn.ModuleList, nn.Sequential)):

@@ -24,6 +24,7 @@ from .hub import weights_of_folder
 from .package_files import SCHEME, package_file
 from .projects import class_names_by_rows
 from .reading import read_state_dict
+from .train_only import with_train_only
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,10 @@ class Checkpointer(DetectionCheckpointer):
             check_dilation(dilated_of(checkpoint), self.model, filename)
             self._check_class_names(names, filename)
             tensors, lines = found, []
-        check_state_dict(tensors, expected, source, needs_head=self.needs_head, part=part)
+        complete, said = with_train_only(tensors, self.model)
+        if said:
+            logger.info(f"{filename} {said}")
+        check_state_dict(complete, expected, source, needs_head=self.needs_head, part=part)
         if self._begins_training:
             lines += tensors_by_part(found, tensors, expected, len(state_dict))
             logger.info("\n".join([f"training starts from {source.removesuffix(',')}", *lines]))
@@ -172,7 +176,7 @@ class Checkpointer(DetectionCheckpointer):
         consumed = {"model", REFINES, DILATED, CLASS_NAMES, CATEGORY_IDS, SOURCE, LICENCE}
         consumed |= state_dict.keys()
         extra = {k: v for k, v in checkpoint.items() if k not in consumed and v is not state_dict}
-        return {"model": tensors, **extra}
+        return {"model": complete, **extra}
 
     @property
     def _begins_training(self) -> bool:

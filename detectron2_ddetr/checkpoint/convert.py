@@ -17,6 +17,7 @@ from .project import StateDict, is_two_stage
 from .projects import HERE, PROJECTS
 from .safetensors import save_safetensors
 from .sizes import config_values, has_usual_resnet
+from .train_only import without_train_only
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ def convert_file(
     classes: str = "",
     licence: str | None = None,
     dilated: bool | None = None,
+    inference_only: bool = False,
+    num_queries: int | None = None,
 ) -> None:
     """
     Converts a checkpoint and logs what became of its tensors.
@@ -42,10 +45,14 @@ def convert_file(
             "" gives COCO's classes the rows that they have in `to`, and keeps others.
         licence: of the weights, to be said in the new file; None for what the old one says.
         dilated: whether the model is of DC5, where the old file does not say.
+        inference_only: leave out what only training needs: the label embedding of denoising
+            queries, and one-to-many queries.
+        num_queries: how many queries detect, where there are one-to-many queries.
 
     Raises:
         InputError: if it is no checkpoint of Deformable DETR, the classes are not in it, something
-            of it has no place in the other project, or `output` is there already.
+            of it has no place in the other project, `num_queries` is needed and not given, or
+            `output` is there already.
     """
     if os.path.exists(output):
         raise InputError(f"{output} is there already: delete it, or write to another name")
@@ -59,6 +66,13 @@ def convert_file(
     )
     before = num_class_rows(found.tensors)
     found = _with_classes(found, to, classes)
+    if inference_only:
+        try:
+            tensors, lines = without_train_only(found.tensors, num_queries)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        found = found._replace(tensors=tensors)
+        logger.info(f"left out: {', '.join(lines) or 'nothing, all is needed for inference'}")
     write = _save_folder if to == "transformers" else _save_file
     try:
         tensors = PROJECTS[to].from_here(found.tensors, found.refines)

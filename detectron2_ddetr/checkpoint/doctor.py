@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .class_names import class_names_of
-from .class_rows import LABEL_BOOK, num_class_rows
+from .class_rows import num_class_rows
 from .coco_classes import are_coco_classes
 from .entries import LICENCE, REFINES, SOURCE, dilated_of
 from .files import load_checkpoint_file, model_state_dict
 from .head_shapes import check_head
 from .hub import weights_of_folder
-from .project import Project, StateDict
+from .project import Project, StateDict, layers_differ
 from .projects import class_names_by_rows, recognised
 from .reading import why_unreadable
-from .sizes import config_values, has_usual_resnet
+from .sizes import config_values, has_indicator, has_usual_resnet
+from .train_only import with_many_queries
 
 
 class Examined(NamedTuple):
@@ -119,7 +120,7 @@ _DEFAULTS = {
 }
 
 
-def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool]]:
+def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool | str]]:
     """The shipped config whose model is nearest, and the keys that have another value there."""
     values = config_values(found.tensors)
     two_stage, levels = (f"MODEL.DETR.{key}" for key in ("TWO_STAGE", "NUM_FEATURE_LEVELS"))
@@ -128,6 +129,9 @@ def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool]]:
         own = {"DIM_FEEDFORWARD": 2048, "NUM_FEATURE_LEVELS": 4, "WITH_BOX_REFINE": True}
         own |= _RELATIVES[relative]
         expected = _DEFAULTS | {f"MODEL.DETR.{key}": value for key, value in own.items()}
+        if relative.startswith("dino_") and layers_differ(found.tensors):
+            values["MODEL.META_ARCHITECTURE"] = "DetrexDINO"
+            expected["MODEL.META_ARCHITECTURE"] = "DINO"
         return relative, {k: value for k, value in values.items() if value != expected[k]}
     if values[levels] == 1:
         name = "single_scale_dc5_" if found.dilated else "single_scale_"
@@ -146,13 +150,13 @@ def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool]]:
 def _relative(tensors: StateDict, values: dict[str, int | bool]) -> str:
     """The config of a relative of Deformable DETR; "" if it is none."""
     if "head.transformer.refpoint_embed.weight" in tensors:
-        kind = "dn_" if LABEL_BOOK in tensors else "dab_"
+        kind = "dn_" if has_indicator(tensors) else "dab_"
     elif not values["MODEL.DETR.TWO_STAGE"] or "head.query_embed.weight" not in tensors:
         return ""
     elif "head.transformer.pos_trans.weight" not in tensors:
         kind = "dino_"
     else:
-        kind = "h_" if values["MODEL.DETR.NUM_QUERIES"] > 1000 else "deformable_"
+        kind = "h_" if with_many_queries(tensors) else "deformable_"
     return next(name for name in _RELATIVES if name.startswith(kind))
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .project import layers_differ
 from .sizes import config_values
 
 
@@ -21,6 +22,23 @@ def check_refinement(found: bool | None, model: nn.Module, source: str) -> None:
         raise InputError(
             f"{source} does not fit this config: it was made with "
             f"MODEL.DETR.WITH_BOX_REFINE {found}, the config has {wanted}"
+        )
+
+
+def check_shared_heads(tensors: dict[str, Tensor], model: nn.Module, source: str) -> None:
+    """
+    Raises:
+        InputError: when weights have other heads for each decoder layer and the model, though it
+            refines boxes, has not. (Which of them a model without refinement has is told by
+            :func:`check_refinement`.)
+    """
+    head = model.head
+    shared = getattr(head, "with_box_refine", False) and getattr(head, "shared_heads", False)
+    if shared and layers_differ(tensors):
+        raise InputError(
+            f"{source} does not fit this config: it has heads of its own for each decoder layer, "
+            "which all share in the config: a DINO of detrex needs MODEL.META_ARCHITECTURE "
+            "DetrexDINO"
         )
 
 

@@ -16,7 +16,7 @@ from ..modeling import (
 from .class_rows import LABEL_BOOK
 from .fit import check_state_dict
 from .project import StateDict, is_two_stage
-from .sizes import config_values
+from .sizes import config_values, has_indicator
 
 _ATTENTION = "head.transformer.{}.attention_weights.bias"
 
@@ -38,6 +38,8 @@ def check_head(state_dict: StateDict, refines: bool, path: str) -> None:
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"{path}: its head has no sizes of Deformable DETR ({error})") from error
     expected = {f"head.{key}": value for key, value in head.state_dict().items()}
+    if LABEL_BOOK not in own:
+        expected.pop(LABEL_BOOK, None)  # of a checkpoint for inference
     check_state_dict(own, expected, path, part="head.")
 
 
@@ -73,7 +75,7 @@ def _head_of(state_dict: StateDict, refines: bool) -> nn.Module:
         num_classes=size["NUM_CLASSES"],
         num_queries=queries,
         with_box_refine=refines,
-        denoising=_denoising_of(state_dict, size["HIDDEN_DIM"]),
+        denoising=_denoising_of(state_dict, size["NUM_CLASSES"], size["HIDDEN_DIM"]),
     )
 
 
@@ -88,8 +90,10 @@ def _transformer_of(state_dict: StateDict, queries: int, sizes: dict[str, int]) 
     return TwoStageDeformableTransformer(queries, mixed, **sizes)
 
 
-def _denoising_of(state_dict: StateDict, hidden_dim: int) -> Denoising | None:
-    book = state_dict.get(LABEL_BOOK)
-    if book is None:
+def _denoising_of(state_dict: StateDict, num_classes: int, hidden_dim: int) -> Denoising | None:
+    book, indicator = state_dict.get(LABEL_BOOK), has_indicator(state_dict)
+    if book is None and not indicator:
         return None
-    return Denoising(len(book) - 1, hidden_dim, indicator=book.shape[1] < hidden_dim)
+    return Denoising(
+        num_classes if book is None else len(book) - 1, hidden_dim, indicator=indicator
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .class_rows import take_class_rows
-from .project import Project, StateDict
+from .project import Project, StateDict, layers_differ
 from .renaming import Renaming, behind
 from .torchvision import TORCHVISION_TABLE
 
@@ -62,6 +62,11 @@ def _prepare_dino(state_dict: StateDict) -> StateDict:
 
 
 def _complete_dino(state_dict: StateDict) -> StateDict:
+    if layers_differ(state_dict):
+        raise InputError(
+            "the official DINO has one class head and one box head for all decoder layers, but "
+            "these weights, such as those of detrex, have others for each"
+        )
     last = _encoder_head(state_dict)[1].removeprefix(r"\1")
     completed = {}
     for key, value in state_dict.items():

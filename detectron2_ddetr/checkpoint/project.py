@@ -19,6 +19,8 @@ _LEFTOVERS = (
 )
 _DECODER_LAYER = re.compile(r"^head\.transformer\.decoder\.layers\.(\d+)\.")
 _HEADS = ("class_embed", "bbox_embed")
+_LAYER = re.compile(r"transformer\.decoder\.layers\.(\d+)\.")
+_HEAD = re.compile(r"^(head\.|)(class_embed|bbox_embed)\.(\d+)\.(.*)$")
 #: What makes positions of boxes.
 _OF_ANCHORS = "head.transformer.decoder.ref_point_head."
 
@@ -179,6 +181,18 @@ def heads_differ(state_dict: StateDict) -> bool:
         firsts[key] in state_dict and not torch.equal(state_dict[key], state_dict[firsts[key]])
         for key in boxes
     )
+
+
+def layers_differ(state_dict: StateDict) -> bool:
+    """Whether decoder layers, whatever their heads are called, have different ones."""
+    layers = {m[1] for m in map(_LAYER.search, state_dict) if m}
+    for key, value in state_dict.items():
+        head = _HEAD.match(key)
+        if head and head[3] in layers and head[3] != "0":
+            first = state_dict.get(f"{head[1]}{head[2]}.0.{head[4]}")
+            if first is not None and not torch.equal(value, first):
+                return True
+    return False
 
 
 def _with_shared_heads(state_dict: StateDict) -> StateDict:

@@ -20,8 +20,8 @@ HERE = Project(
     mixed_selection=True,
 )
 
-#: Those whose weights have other names than here.
-OTHERS = (*AUTHORS, DETREX, TRANSFORMERS)
+#: Those whose weights have other names than here. detrex's also have marks of the authors'.
+OTHERS = (DETREX, *AUTHORS, TRANSFORMERS)
 PROJECTS = {project.key: project for project in (HERE, *OTHERS)}
 
 

@@ -16,10 +16,11 @@ from .coco_classes import COCO_CATEGORY_IDS
 from .dat import convert_dat, is_dat
 from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
 from .entries import REFINES
-from .fit import check_refinement, check_state_dict
+from .fit import check_refinement, check_shared_heads, check_state_dict
 from .project import Project
 from .projects import OTHERS, without_shared_beginning
 from .torchvision import convert_torchvision_state_dict
+from .train_only import with_train_only
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def read_state_dict(state_dict: StateDict, model: nn.Module, source: str) -> Wei
         return Weights(state_dict, "", "")
     check_refinement(family.refines(found), model, source)
     tensors = _settle(family.convert(found, expected), expected)
+    check_shared_heads(tensors, model, source)
     if family.name:
         logger.info(f"{source}: {family.name}; {len(tensors)} tensors have a place in the model")
         if family.caveat:
@@ -116,6 +118,9 @@ def _read_before_loading(
     check_refinement(metadata.get(REFINES), model, "what is loaded")
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     tensors, family, part = read_state_dict(own, model, "what is loaded")
+    tensors, said = with_train_only(tensors, model)
+    if said:
+        logger.info(f"what is loaded {said}")
     if family:
         check_state_dict(tensors, model.state_dict(), f"what is loaded, {family},", part=part)
     if tensors is not own:

@@ -41,6 +41,12 @@ def has_usual_resnet(state_dict: dict[str, Tensor]) -> bool:
     return "MODEL.RESNETS.DEPTH" in config_values(state_dict) and widths == [64, 64]
 
 
+def has_indicator(state_dict: dict[str, Tensor]) -> bool:
+    """Whether the content has a channel that tells denoising queries, which is not learned."""
+    width = _size(state_dict, "head.query_embed.weight", 1)
+    return width is not None and width < _size(state_dict, "head.transformer.level_embed", 1)
+
+
 def _size(state_dict: dict[str, Tensor], key: str, dim: int) -> int | None:
     value = state_dict.get(key)
     return None if value is None or value.dim() <= dim else value.shape[dim]

