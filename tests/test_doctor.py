@@ -144,7 +144,9 @@ def test_there_and_back(name, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "project", [p for p in OTHERS if not p.anchors], ids=lambda project: project.key
+    "project",
+    [p for p in OTHERS if not p.anchors and "detr" not in p.key.split("-")],
+    ids=lambda project: project.key,
 )
 def test_ours_there_and_back(project, variant):
     here = PROJECTS["official"].to_here(official(variant))

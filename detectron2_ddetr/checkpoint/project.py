@@ -166,6 +166,11 @@ def is_two_stage(state_dict: StateDict) -> bool:
     return "head.transformer.enc_output.weight" in state_dict
 
 
+def is_dense(state_dict: StateDict) -> bool:
+    """Whether the transformer is DETR's; the last row of its class heads is of no object."""
+    return "head.transformer.decoder.layers.0.multihead_attn.in_proj_weight" in state_dict
+
+
 def num_decoder_layers(state_dict: StateDict) -> int:
     """Of weights under the names here."""
     return len({m[1] for m in map(_DECODER_LAYER.match, state_dict) if m})
