@@ -327,7 +327,7 @@ def test_names_and_licence_of_a_folder(tmp_path):
     assert found.names == list(names.values()) and found.licence == "mit"
     assert found.refines and found.dilated is False
     assert "91 rows: cell 0, cell 1" in describe(found) and "licence: mit" in describe(found)
-    (tmp_path / "hub" / "config.json").write_text('{"model_type": "detr", "id2label": 3}')
+    (tmp_path / "hub" / "config.json").write_text('{"model_type": "yolos", "id2label": 3}')
     assert examine(str(tmp_path / "hub")).names[1] == "person"  # of another model: not looked at
 
 

@@ -20,7 +20,7 @@ _SAME = [
 ] + behind("backbone.0.body.", "backbone.", TORCHVISION_TABLE)
 _LABEL_ENC = ("label_enc.", "head.denoising.label_enc.")
 _SHARED_HEAD = re.compile(r"^(class_embed|bbox_embed)\.")
-_HEAD_OF_LAYER = re.compile(r"^(class_embed|bbox_embed)\.\d+\.")
+HEAD_OF_LAYER = re.compile(r"^(class_embed|bbox_embed)\.\d+\.")
 _DECODER_LAYER = re.compile(r"^transformer\.decoder\.layers\.(\d+)\.")
 
 OFFICIAL = Project(
@@ -100,7 +100,7 @@ def _prepare_detr(state_dict: StateDict) -> StateDict:
 
 
 def _complete_detr(state_dict: StateDict) -> StateDict:
-    return {_HEAD_OF_LAYER.sub(r"\1.", key): value for key, value in state_dict.items()}
+    return {HEAD_OF_LAYER.sub(r"\1.", key): value for key, value in state_dict.items()}
 
 
 DETR = Project(

@@ -43,6 +43,7 @@ class Project:
         there are models of both kinds.
     mixed_selection: whether it has two-stage models whose queries have learned content.
     caveat: what its models compute otherwise than here.
+    model_type: of the folders of transformers that its checkpoints are; "" where they are files.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Project:
     anchors: bool | None = False
     mixed_selection: bool = False
     caveat: str = ""
+    model_type: str = ""
 
     def recognises(self, keys: Container[str]) -> bool:
         """Whether these are the names in one of its checkpoints."""

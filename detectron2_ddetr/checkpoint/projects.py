@@ -7,6 +7,7 @@ from .official import AUTHORS
 from .project import Project, StateDict
 from .renaming import Renaming
 from .transformers import TRANSFORMERS
+from .transformers_detr import TRANSFORMERS_DETR
 
 HERE = Project(
     key="ddetr",
@@ -21,7 +22,7 @@ HERE = Project(
 )
 
 #: Those whose weights have other names than here.
-OTHERS = (*AUTHORS, DETREX, TRANSFORMERS)
+OTHERS = (*AUTHORS, DETREX, TRANSFORMERS, TRANSFORMERS_DETR)
 PROJECTS = {project.key: project for project in (HERE, *OTHERS)}
 
 
