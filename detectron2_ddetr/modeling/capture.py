@@ -7,7 +7,7 @@ nothing of it.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -88,6 +88,7 @@ class Capture:
         memory: what the encoder gave, with the sizes of the levels and of their valid parts.
         selected: (N, Q), the tokens of the memory that became queries, the best first; None where
             the encoder proposes nothing.
+        class_probability: that of the head: logits (..., K) or, in DETR, (..., K + 1) -> (..., K).
         outputs: of the head, see :meth:`DeformableDETRHead.forward`; in a two-stage model
             "enc_outputs" or "interm_outputs" are the proposals.
         image_sizes: (h, w) of each image before padding, in pixels of the network's input.
@@ -98,6 +99,7 @@ class Capture:
     )
     memory: Memory | None = None
     selected: Tensor | None = None
+    class_probability: Callable[[Tensor], Tensor] | None = None
     outputs: dict = field(default_factory=dict)
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -105,6 +107,11 @@ class Capture:
         """As before the first forward pass."""
         self.attention, self.memory, self.selected = {}, None, None
         self.outputs, self.image_sizes = {}, []
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every cell is attended to, as in DETR, and queries have no reference."""
+        return any(isinstance(record, DenseAttention) for record in self.attention.values())
 
     def num_layers(self, kind: str) -> int:
         """Of "encoder" or "decoder"."""
@@ -166,6 +173,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
 def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[RemovableHandle]:
     def begin(module, args):
         captured.forget()
+        captured.class_probability = module.class_probability
         valid = ~args[1]  # (N, H, W); padding is right and below
         sizes = torch.stack((valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)), dim=1)
         captured.image_sizes = [tuple(size) for size in sizes.tolist()]
