@@ -92,7 +92,9 @@ def attention_of_objects(view: View, queries: Sequence[int], layer: int) -> np.n
     names = [f"{q}: {view.say(view.detection_of(q, layer))}" for q in queries]
     boxes = sheet.at(view.boxes(layer)[queries])
     drawn = draw_boxes(painted, boxes, range(len(queries)), class_names=names)
-    caption = "where two attend, the colour is of the one that does more of its most there"
+    caption = (
+        "a place has the colour of the query whose attention there is nearest to its own largest"
+    )
     title = f"What the detections attend to in layer {layer} of the decoder"
     return picture(title, [Panel(caption, drawn)])
 
