@@ -11,12 +11,17 @@ from .modeling import (
     DeformableDETRHead,
     DeformableTransformer,
     Denoising,
+    DenseTransformer,
+    DETRHead,
     DINOTransformer,
     FeatureProjector,
     HungarianMatcher,
     OneToMany,
+    PlainProjector,
     PositionEmbeddingSine,
     SetCriterion,
+    SoftmaxCriterion,
+    SoftmaxMatcher,
     TwoStageDeformableTransformer,
 )
 from .toolbox import CfgNode
@@ -83,8 +88,14 @@ def build_dino_transformer(cfg: CfgNode) -> DINOTransformer:
     return DINOTransformer(cfg.MODEL.DETR.NUM_QUERIES, **_transformer_arguments(cfg))
 
 
-def _transformer_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Those of :class:`DeformableTransformer`."""
+@DETR_TRANSFORMER_REGISTRY.register()
+def build_dense_transformer(cfg: CfgNode) -> DenseTransformer:
+    """Of DETR."""
+    return DenseTransformer(**_sizes(cfg))
+
+
+def _sizes(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments that all transformers have."""
     node = cfg.MODEL.DETR
     return {
         "d_model": node.HIDDEN_DIM,
@@ -93,6 +104,14 @@ def _transformer_arguments(cfg: CfgNode) -> dict[str, Any]:
         "num_decoder_layers": node.DEC_LAYERS,
         "dim_feedforward": node.DIM_FEEDFORWARD,
         "dropout": node.DROPOUT,
+    }
+
+
+def _transformer_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Those of :class:`DeformableTransformer`."""
+    node = cfg.MODEL.DETR
+    return {
+        **_sizes(cfg),
         "n_levels": node.NUM_FEATURE_LEVELS,
         "enc_n_points": node.ENC_N_POINTS,
         "dec_n_points": node.DEC_N_POINTS,
@@ -109,6 +128,19 @@ def build_set_criterion(cfg: CfgNode) -> SetCriterion:
         loss_bbox_weight=node.LOSS_BBOX_WEIGHT,
         loss_giou_weight=node.LOSS_GIOU_WEIGHT,
         focal_alpha=node.FOCAL_ALPHA,
+    )
+
+
+@DETR_CRITERION_REGISTRY.register()
+def build_softmax_criterion(cfg: CfgNode) -> SoftmaxCriterion:
+    """Cross-entropy with a class of no object, L1 and generalised IoU losses, as in DETR."""
+    node = cfg.MODEL.DETR
+    return SoftmaxCriterion(
+        SoftmaxMatcher(node.COST_CLASS, node.COST_BBOX, node.COST_GIOU),
+        loss_ce_weight=node.LOSS_CE_WEIGHT,
+        loss_bbox_weight=node.LOSS_BBOX_WEIGHT,
+        loss_giou_weight=node.LOSS_GIOU_WEIGHT,
+        no_object_weight=node.NO_OBJECT_WEIGHT,
     )
 
 
@@ -180,4 +212,15 @@ def build_dino_head(cfg: CfgNode, in_channels: Sequence[int]) -> DeformableDETRH
         inverse_sigmoid_eps=1e-3,
         shared_heads=True,
         position_embedding=PositionEmbeddingSine(half, temperature=20.0, offset=0.0),
+    )
+
+
+def build_detr_head(cfg: CfgNode, in_channels: Sequence[int]) -> DETRHead:
+    """The head of DETR, which reads one map."""
+    node = cfg.MODEL.DETR
+    return DETRHead(
+        input_proj=PlainProjector(in_channels[0], node.HIDDEN_DIM),
+        transformer=build_transformer(cfg),
+        num_classes=node.NUM_CLASSES,
+        num_queries=node.NUM_QUERIES,
     )

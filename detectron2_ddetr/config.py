@@ -46,7 +46,7 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     node.IN_FEATURES = ["res3", "res4", "res5"]
     # Levels of the transformer; those beyond IN_FEATURES are made by stride-2 convolutions.
     node.NUM_FEATURE_LEVELS = 4
-    # Classes of the data set. There is no background class.
+    # Classes of the data set, without a background class.
     node.NUM_CLASSES = 80
     node.NUM_QUERIES = 300
 
@@ -117,6 +117,8 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
 
     # Loss. The same weights hold for every decoder layer and for the encoder.
     node.FOCAL_ALPHA = 0.25
+    # Of queries without object in the class loss of DETR, which has no focal loss.
+    node.NO_OBJECT_WEIGHT = 0.1
     node.LOSS_CE_WEIGHT = 2.0
     node.LOSS_BBOX_WEIGHT = 5.0
     node.LOSS_GIOU_WEIGHT = 2.0

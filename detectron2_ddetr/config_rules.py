@@ -42,6 +42,7 @@ _RANGES = {
         (0, _MOST),
     ),
     "MODEL.DETR.DROPOUT": (0, 1),
+    "MODEL.DETR.NO_OBJECT_WEIGHT": (_ABOVE_0, 1),
     "MODEL.DETR.DENOISING.LABEL_NOISE": (0, 1),
     "MODEL.DAT.DROP_PATH_RATE": (0, 1),
     "SOLVER.EMA_DECAY": (0, math.nextafter(1, 0)),
@@ -228,5 +229,7 @@ def _check_range(key: str, value: Any, lowest: float, highest: float) -> None:
         rule = f"at most {highest}"
     else:
         rule = "above 0" if lowest == _ABOVE_0 else f"at least {lowest}"
-        rule = rule if highest == _MOST else f"from {lowest} to {highest}"
+        if highest != _MOST:
+            between = f"from {lowest} to {highest}"
+            rule = f"{rule} and at most {highest}" if lowest == _ABOVE_0 else between
     raise InputError(f"{key} must be {rule}, got {value!r}")

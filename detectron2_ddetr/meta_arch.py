@@ -147,6 +147,10 @@ class SetDetector(nn.Module):
     #: (cfg, channels of the maps that it reads) -> the head of the system.
     build_head: Callable[[CfgNode, Sequence[int]], nn.Module] = staticmethod(build_head)
 
+    #: ("pred_logits", "pred_boxes", at most so many) -> scores, labels, boxes; see
+    #: :func:`sigmoid_topk`.
+    select_detections: Callable[..., tuple[Tensor, Tensor, Tensor]] = staticmethod(sigmoid_topk)
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
@@ -232,7 +236,8 @@ class SetDetector(nn.Module):
         Returns:
             dict: The keys are:
 
-            * "pred_logits": (N, Q, K), sigmoid logits of the last layer.
+            * "pred_logits": (N, Q, K), logits of the last layer; in DETR K + 1, the last of no
+              object.
             * "pred_boxes": (N, Q, 4), (cx, cy, w, h) in [0, 1] of the valid image.
             * "aux_outputs": one dict with these two keys for each earlier decoder layer.
             * further keys of the encoder and of queries that only train, see
@@ -272,7 +277,9 @@ class SetDetector(nn.Module):
             One Instances per image, boxes in pixels of that size, not clipped, best first.
         """
         results = []
-        selected = sigmoid_topk(outputs["pred_logits"], outputs["pred_boxes"], self.num_detections)
+        selected = self.select_detections(
+            outputs["pred_logits"], outputs["pred_boxes"], self.num_detections
+        )
         for scores, labels, boxes, size in zip(*(x.unbind() for x in selected), image_sizes):
             height, width = size[0], size[1]  # a tensor under torch.jit.trace
             x0, y0, x1, y1 = boxes.unbind(-1)

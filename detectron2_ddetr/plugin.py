@@ -25,6 +25,7 @@ from .engine.trainer import Trainer
 from .modeling import capture
 from .predictor import Predictor
 from .systems import (
+    DETR,
     DINO,
     DABDeformableDETR,
     DeformableDETR,
@@ -36,6 +37,7 @@ from .systems import (
 __all__ = [
     "Checkpointer",
     "DABDeformableDETR",
+    "DETR",
     "DETR_CRITERION_REGISTRY",
     "DETR_TRANSFORMER_REGISTRY",
     "DINO",

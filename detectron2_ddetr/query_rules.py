@@ -12,6 +12,13 @@ _SYSTEMS = {
     "DNDeformableDETR": {"TWO_STAGE": False, "WITH_BOX_REFINE": True},
     "DINO": {"TWO_STAGE": True, "MIXED_SELECTION": True},
     "DetrexDINO": {"TWO_STAGE": True, "MIXED_SELECTION": True},
+    "DETR": {
+        "TWO_STAGE": False,
+        "WITH_BOX_REFINE": False,
+        "NUM_FEATURE_LEVELS": 1,
+        "DENOISING.ENABLED": False,
+        "ONE_TO_MANY.NUM_QUERIES": 0,
+    },
 }
 #: The transformer that a meta-architecture has in place of the default one.
 _TRANSFORMERS = {
@@ -19,6 +26,12 @@ _TRANSFORMERS = {
     "DNDeformableDETR": "build_anchor_transformer",
     "DINO": "build_dino_transformer",
     "DetrexDINO": "build_dino_transformer",
+    "DETR": "build_dense_transformer",
+}
+#: The parts of DETR, which only its head fits, and what stands in their place elsewhere.
+_OF_DETR = {
+    "TRANSFORMER": ("build_dense_transformer", "build_deformable_transformer"),
+    "CRITERION": ("build_softmax_criterion", "build_set_criterion"),
 }
 
 
@@ -32,12 +45,17 @@ def check_queries(cfg: CfgNode) -> None:
     """
     node, system = cfg.MODEL.DETR, cfg.MODEL.META_ARCHITECTURE
     for key, value in _SYSTEMS.get(system, {}).items():
-        if getattr(node, key) != value:
+        if functools.reduce(getattr, key.split("."), node) != value:
             _refuse(cfg, key, "MODEL.META_ARCHITECTURE", "it is made otherwise", f"set {value}")
     transformer = _TRANSFORMERS.get(system, node.TRANSFORMER)
     if node.TRANSFORMER == "build_deformable_transformer" != transformer:
         remedy = f"set {transformer!r}"
         _refuse(cfg, "TRANSFORMER", "MODEL.META_ARCHITECTURE", "it has its own", remedy)
+    for key, (of_detr, otherwise) in _OF_DETR.items():
+        wrong, right = (otherwise, of_detr) if system == "DETR" else (of_detr, otherwise)
+        if getattr(node, key) == wrong and system in ("DeformableDETR", *_SYSTEMS):
+            rule = "the last class of DETR is no object, in its head and its losses alone"
+            _refuse(cfg, key, "MODEL.META_ARCHITECTURE", rule, f"set {right!r}")
     anchors = transformer == "build_anchor_transformer"
     refine, remedy = "MODEL.DETR.WITH_BOX_REFINE", "set WITH_BOX_REFINE to True"
     if node.TWO_STAGE and not node.WITH_BOX_REFINE:

@@ -1,7 +1,8 @@
 """The meta-architectures of the family, each under the name of its authors."""
 
-from .build import build_anchor_head, build_dino_head
+from .build import build_anchor_head, build_detr_head, build_dino_head
 from .meta_arch import SetDetector
+from .modeling import softmax_best
 from .toolbox import META_ARCH_REGISTRY
 
 
@@ -47,3 +48,11 @@ class DetrexDINO(SetDetector):
     """
 
     build_head = staticmethod(build_anchor_head)
+
+
+@META_ARCH_REGISTRY.register()
+class DETR(SetDetector):
+    """DETR (https://arxiv.org/abs/2005.12872), where all of this comes from; also with DC5."""
+
+    build_head = staticmethod(build_detr_head)
+    select_detections = staticmethod(softmax_best)

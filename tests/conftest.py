@@ -66,6 +66,7 @@ SYSTEMS = {
     "dab": "dab_deformable_detr/dab_deformable_detr_R_50_50ep.yaml",
     "dn": "dn_deformable_detr/dn_deformable_detr_R_50_50ep.yaml",
     "dino": "dino/dino_4scale_R_50_12ep.yaml",
+    "detr": "detr/detr_R_50_300ep.yaml",
 }
 FAMILY = {**VARIANTS, **SYSTEMS}
 #: Those whose best tokens become queries: rounding changes their order.

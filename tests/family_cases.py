@@ -25,8 +25,16 @@ SYSTEMS = {
     "dn_dab_deformable": "dn_deformable_detr/dn_deformable_detr_R_50_50ep.yaml",
     "dino": "dino/dino_4scale_R_50_12ep.yaml",
 }
+#: The same of DETR, whose cases hold other things.
+DETR = {
+    "detr": "detr/detr_R_50_300ep.yaml",
+    "detr_dc5": "detr/detr_R_50_dc5_500ep.yaml",
+}
 #: Those of the authors' configs that the published config has otherwise: the cases have their way.
-_OTHERWISE = {"dino": ["MODEL.DETR.DENOISING.BOX_NOISE", 0.4]}
+_OTHERWISE = {
+    "dino": ["MODEL.DETR.DENOISING.BOX_NOISE", 0.4],
+    **dict.fromkeys(DETR, ["MODEL.DETR.DROPOUT", 0.0]),
+}
 
 
 def load(name):
@@ -43,7 +51,7 @@ def config(system, case):
     if sizes.get("num_queries_one2many"):
         opts += ["MODEL.DETR.ONE_TO_MANY.NUM_QUERIES", sizes["num_queries_one2many"]]
         opts += ["MODEL.DETR.ONE_TO_MANY.REPEATS", sizes["k_one2many"]]
-    cfg = load_config(str(CONFIGS / SYSTEMS[system]), opts)
+    cfg = load_config(str(CONFIGS / {**SYSTEMS, **DETR}[system]), opts)
     node = cfg.MODEL.DETR
     assert node.DIM_FEEDFORWARD == sizes["dim_feedforward"]
     assert node.DROPOUT == sizes["dropout"]

@@ -11,7 +11,7 @@ from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.engine.train_step import LastBatch, TrainStep
 from detectron2_ddetr.errors import InputError
 
-from .conftest import FAMILY, VARIANTS, small_cfg
+from .conftest import FAMILY, small_cfg
 from .test_meta_arch import build, sample
 from .test_training import assert_same_run, last_checkpoint, run, shapes  # noqa: F401
 
@@ -83,10 +83,10 @@ def test_more_passes_than_images():
     check_trainer_config(cfg)
 
 
-def _process(rank, path):
+def _process(rank, path, variant):
     """A rank of two: images 0, 1, 2 in two passes, or 3, 4; the gradients go to a file."""
     torch.distributed.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
-    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=VARIANTS["two_stage"]).double()
+    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=FAMILY[variant]).double()
     images = batch()[:3] if rank == 0 else batch()[3:]
     distributed = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
@@ -98,12 +98,24 @@ def _process(rank, path):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_and_two_passes_equal_one(tmp_path):
-    """Five images in four places of one or two: the gradient is that of one pass over all."""
+@pytest.mark.parametrize("variant", ["two_stage", "detr"])
+def test_two_processes_and_two_passes_equal_one(variant, tmp_path, monkeypatch):
+    """
+    Five images in four places of one or two: the gradient is that of one pass over all. In DETR it
+    is the mean of those of the processes, whose class losses are means over their own queries.
+    """
     path = tmp_path / "rendezvous"
-    torch.multiprocessing.start_processes(_process, (str(path),), nprocs=2)
-    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=VARIANTS["two_stage"]).double()
-    _, expected = step(model, 1)
+    torch.multiprocessing.start_processes(_process, (str(path), variant), nprocs=2)
+    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=FAMILY[variant]).double()
+    if variant == "detr":
+        boxes = sum(len(image["instances"]) for image in batch()) / 2
+        mean = "detectron2_ddetr.modeling.criterion.mean_num_boxes"
+        monkeypatch.setattr(mean, lambda _, device: torch.tensor(boxes))
+        for images in (batch()[:3], batch()[3:]):
+            (sum(model(images).values()) / 2).backward()
+        expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    else:
+        _, expected = step(model, 1)
     scale = max(x.norm().item() for x in expected.values())
     for rank in range(2):
         found = torch.load(f"{path}.{rank}", weights_only=True)

@@ -24,6 +24,9 @@ from .conftest import CONFIGS, small_cfg
 BASE = str(CONFIGS / "deformable_detr/deformable_detr_R_50_50ep.yaml")
 NODE = "MODEL.DETR."
 ARCH = "MODEL.META_ARCHITECTURE"
+DETR = [ARCH, "DETR", NODE + "TRANSFORMER", "build_dense_transformer",
+        NODE + "CRITERION", "build_softmax_criterion", NODE + "NUM_FEATURE_LEVELS", 1,
+        NODE + "IN_FEATURES", ["res5"]]  # fmt: skip
 #: Deformable DETR ++.
 PP = [NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True]
 
@@ -190,6 +193,21 @@ def test_files_that_are_no_configs(tmp_path, text, words):
         ),
         ([ARCH, "HDeformableDETR"], ["TWO_STAGE is False", "HDeformableDETR", "set True"]),
         ([*PP, ARCH, "DABDeformableDETR"], ["TWO_STAGE", "DABDeformableDETR", "False"]),
+        ([ARCH, "DETR"], ["NUM_FEATURE_LEVELS is 4", "DETR", "set 1"]),
+        ([*DETR, NODE + "TWO_STAGE", True], ["TWO_STAGE is True", "DETR", "set False"]),
+        ([*DETR, NODE + "ONE_TO_MANY.NUM_QUERIES", 5], ["NUM_QUERIES is 5", "DETR", "set 0"]),
+        (
+            [*DETR, NODE + "TRANSFORMER", "build_deformable_transformer"],
+            ["TRANSFORMER", "DETR", "set 'build_dense_transformer'"],
+        ),
+        (
+            [*DETR, NODE + "CRITERION", "build_set_criterion"],
+            ["CRITERION", "no object", "set 'build_softmax_criterion'"],
+        ),
+        (
+            [NODE + "CRITERION", "build_softmax_criterion"],
+            ["CRITERION", "no object", "set 'build_set_criterion'"],
+        ),
         ([ARCH, "DNDeformableDETR"], ["WITH_BOX_REFINE", "DNDeformableDETR", "True"]),
     ],
 )
@@ -218,6 +236,7 @@ RANGES = {
         "LOSS_CE_WEIGHT", "LOSS_BBOX_WEIGHT", "LOSS_GIOU_WEIGHT", "COST_CLASS", "COST_BBOX",
         "COST_GIOU", "DROPOUT", "FOCAL_ALPHA", "ONE_TO_MANY.LOSS_WEIGHT",
         "DENOISING.LABEL_NOISE", "DENOISING.BOX_NOISE")},
+    NODE + "NO_OBJECT_WEIGHT": (0.0, 0.01),
     "MODEL.PIXEL_STD": ([1.0, 0.0, 1.0], [1.0, 0.01, 1.0]),
     "INPUT.MIN_SIZE_TRAIN": ((800, -1), (800, 0)), "INPUT.MAX_SIZE_TRAIN": (0, 1),
     "INPUT.MIN_SIZE_TEST": (-1, 0), "INPUT.MAX_SIZE_TEST": (0, 1),

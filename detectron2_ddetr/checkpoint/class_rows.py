@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
-from .project import StateDict, is_two_stage
+from .project import StateDict, is_dense, is_two_stage
 
 CLASS_HEAD = re.compile(r"^head\.class_embed\.(\d+)\.(weight|bias)$")
 #: Denoising models embed the classes of their queries: a row for each, and one of none.
@@ -17,9 +17,9 @@ _NEVER = -100.0
 
 
 def num_class_rows(state_dict: StateDict) -> int | None:
-    """None of weights without a class head."""
+    """None of weights without a class head; DETR's row of no object does not count."""
     bias = state_dict.get("head.class_embed.0.bias")
-    return None if bias is None else len(bias)
+    return None if bias is None else len(bias) - is_dense(state_dict)
 
 
 def encoder_head(state_dict: StateDict) -> int | None:
@@ -52,7 +52,8 @@ def take_class_rows(state_dict: StateDict, rows: Sequence[int | None]) -> StateD
 
     The head of a two-stage encoder keeps its objectness row first, whatever is chosen. Its other
     rows were trained as pure background; those of the chosen classes follow in their order. An
-    encoder that tells classes (DINO) is like the decoder. A label book keeps its last row.
+    encoder that tells classes (DINO) is like the decoder. A label book and the heads of DETR keep
+    their last row, which is of no class.
 
     Args:
         state_dict: under the names here.
@@ -68,11 +69,12 @@ def take_class_rows(state_dict: StateDict, rows: Sequence[int | None]) -> StateD
     of_encoder = list(zip(places, sources))
     last, changed = encoder_head(state_dict), dict(state_dict)
     for key, old in state_dict.items():
-        if head := CLASS_HEAD.match(key):
+        head = CLASS_HEAD.match(key)
+        if key == LABEL_BOOK or head and is_dense(state_dict):
+            changed[key] = _taken(key, old, [*taken, (len(rows), len(old) - 1)], len(rows) + 1)
+        elif head:
             pairs = of_encoder if int(head[1]) == last else taken
             changed[key] = _taken(key, old, pairs, len(rows))
-        elif key == LABEL_BOOK:
-            changed[key] = _taken(key, old, [*taken, (len(rows), len(old) - 1)], len(rows) + 1)
     return changed
 
 

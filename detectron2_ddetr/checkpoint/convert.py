@@ -13,7 +13,7 @@ from .doctor import Examined, describe, examine, source_of
 from .entries import CLASS_NAMES, DILATED, LICENCE, REFINES, SOURCE
 from .files import save_atomically
 from .hub import WEIGHTS, config_of
-from .project import StateDict, is_two_stage
+from .project import StateDict, is_dense, is_two_stage
 from .projects import HERE, PROJECTS
 from .safetensors import save_safetensors
 from .sizes import config_values, has_usual_resnet
@@ -38,7 +38,7 @@ def convert_file(
 
     Args:
         path: of a file, or of a folder of Hugging Face transformers.
-        output: the file to write; of `to` "transformers", the folder. Nothing may be there.
+        output: the file to write, or the folder if `to` is of transformers. Nothing may be there.
         to: a key of :data:`PROJECTS`.
         classes: the class rows of the new file: "same" for those of the old, or a json, a list of
             names or one in COCO's format, whose categories are taken in the order of their ids.
@@ -73,12 +73,14 @@ def convert_file(
             raise InputError(f"{path}: {error}") from error
         found = found._replace(tensors=tensors)
         logger.info(f"left out: {', '.join(lines) or 'nothing, all is needed for inference'}")
-    write = _save_folder if to == "transformers" else _save_file
     try:
         tensors = PROJECTS[to].from_here(found.tensors, found.refines)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    write(found, tensors, source_of(found), output)
+    if model_type := PROJECTS[to].model_type:
+        _save_folder(found, tensors, source_of(found), output, model_type)
+    else:
+        _save_file(found, tensors, source_of(found), output)
     logger.info(f"classes: {before} -> {num_class_rows(found.tensors)}")
     logger.info(f"saved to {output}, {PROJECTS[to].name}")
 
@@ -137,9 +139,11 @@ def _save_file(found: Examined, tensors: StateDict, source: dict[str, Any], outp
     save_atomically({k: v for k, v in entries.items() if v is not None}, output)
 
 
-def _save_folder(found: Examined, tensors: StateDict, source: dict[str, Any], output: str) -> None:
+def _save_folder(
+    found: Examined, tensors: StateDict, source: dict[str, Any], output: str, model_type: str
+) -> None:
     """For `from_pretrained`; complete or not there at all."""
-    config = _config_json(found)
+    config = _config_json(found, model_type)
     metadata = {"format": "pt", SOURCE: json.dumps(source)}
     if found.licence:
         metadata[LICENCE] = found.licence
@@ -152,9 +156,10 @@ def _save_folder(found: Examined, tensors: StateDict, source: dict[str, Any], ou
         os.rename(made, output)
 
 
-def _config_json(found: Examined) -> dict[str, Any]:
+def _config_json(found: Examined, model_type: str) -> dict[str, Any]:
     """
-    The weights tell the product of heads and points alone: 4 points, as all five models have.
+    The weights tell the product of heads and points alone: 4 points, as all five models have. Of
+    DETR they do not tell heads at all: of 32 channels, as all its models have.
 
     Raises:
         InputError: where the file does not say whether its only level is that of DC5.
@@ -171,24 +176,30 @@ def _config_json(found: Examined) -> dict[str, Any]:
             f"{found.path}: its backbone is no ResNet of timm's widths, so config.json cannot name "
             "it"
         )
-    samples = len(
-        found.tensors["head.transformer.encoder.layers.0.self_attn.attention_weights.bias"]
-    )
+    if is_dense(found.tensors):
+        heads, switches = key["HIDDEN_DIM"] // 32, {}
+    else:
+        layer = "head.transformer.encoder.layers.0."
+        heads = len(found.tensors[f"{layer}self_attn.attention_weights.bias"]) // (4 * levels)
+        switches = {
+            "two_stage": is_two_stage(found.tensors),
+            "with_box_refine": found.refines,
+            "num_feature_levels": levels,
+        }
     feedforward = found.tensors["head.transformer.decoder.layers.0.linear1.bias"]
     rows = num_class_rows(found.tensors)
     return config_of(
+        model_type=model_type,
         rows=found.names or [f"LABEL_{row}" for row in range(rows)],
-        two_stage=is_two_stage(found.tensors),
-        refines=found.refines,
         dilated=bool(found.dilated),
         backbone=f"resnet{key['DEPTH']}",
-        num_feature_levels=levels,
         num_queries=key.get("NUM_QUERIES", 300),
         d_model=key["HIDDEN_DIM"],
         encoder_layers=key["ENC_LAYERS"],
         decoder_layers=key["DEC_LAYERS"],
         encoder_ffn_dim=key["DIM_FEEDFORWARD"],
         decoder_ffn_dim=len(feedforward),
-        encoder_attention_heads=samples // (4 * levels),
-        decoder_attention_heads=samples // (4 * levels),
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        **switches,
     )

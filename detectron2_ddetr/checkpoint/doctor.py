@@ -13,7 +13,7 @@ from .entries import LICENCE, REFINES, SOURCE, dilated_of
 from .files import load_checkpoint_file, model_state_dict
 from .head_shapes import check_head
 from .hub import weights_of_folder
-from .project import Project, StateDict, layers_differ
+from .project import Project, StateDict, is_dense, layers_differ
 from .projects import class_names_by_rows, recognised
 from .reading import why_unreadable
 from .sizes import config_values, has_indicator, has_usual_resnet
@@ -82,7 +82,7 @@ def describe(found: Examined) -> str:
     """What a checkpoint is, which config it fits, and what became of its tensors."""
     numbers = sum(value.numel() for value in found.tensors.values())
     config, opts = fitting_config(found)
-    if "single_scale" in config and found.dilated is None:
+    if config.startswith(_OF_ONE_LEVEL) and found.dilated is None:
         config += " (or that of DC5: its tensors are the same, and the file does not say)"
     if not has_usual_resnet(found.tensors):
         config += " (with another backbone)"
@@ -99,6 +99,8 @@ def describe(found: Examined) -> str:
     return "\n".join(lines)
 
 
+#: How the names of the configs begin whose model may be dilated (DC5).
+_OF_ONE_LEVEL = ("deformable_detr_R_50_single_scale_", "detr_")
 #: The configs of relatives, and the values in which they differ from :data:`_DEFAULTS`.
 _RELATIVES = {
     "dino_4scale_R_50_12ep.yaml": {"NUM_QUERIES": 900, "TWO_STAGE": True},
@@ -107,6 +109,15 @@ _RELATIVES = {
     # With the queries that only train.
     "h_deformable_detr_R_50_12ep.yaml": {"NUM_QUERIES": 1800, "TWO_STAGE": True},
     "deformable_detr_R_50_two_stage_tricks_12ep.yaml": {"TWO_STAGE": True},
+    **dict.fromkeys(
+        ("detr_R_50_500ep.yaml", "detr_R_50_dc5_500ep.yaml"),
+        {
+            "NUM_QUERIES": 100,
+            "NUM_FEATURE_LEVELS": 1,
+            "WITH_BOX_REFINE": False,
+            "TWO_STAGE": False,
+        },
+    ),
 }
 #: The values of the shipped configs, but for what is in their names.
 _DEFAULTS = {
@@ -125,7 +136,7 @@ def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool | str]]:
     values = config_values(found.tensors)
     two_stage, levels = (f"MODEL.DETR.{key}" for key in ("TWO_STAGE", "NUM_FEATURE_LEVELS"))
     values["MODEL.DETR.WITH_BOX_REFINE"] = found.refines
-    if relative := _relative(found.tensors, values):
+    if relative := _relative(found, values):
         own = {"DIM_FEEDFORWARD": 2048, "NUM_FEATURE_LEVELS": 4, "WITH_BOX_REFINE": True}
         own |= _RELATIVES[relative]
         expected = _DEFAULTS | {f"MODEL.DETR.{key}": value for key, value in own.items()}
@@ -147,9 +158,12 @@ def fitting_config(found: Examined) -> tuple[str, dict[str, int | bool | str]]:
     return f"deformable_detr_R_50_{name}50ep.yaml", differ
 
 
-def _relative(tensors: StateDict, values: dict[str, int | bool]) -> str:
+def _relative(found: Examined, values: dict[str, int | bool]) -> str:
     """The config of a relative of Deformable DETR; "" if it is none."""
-    if "head.transformer.refpoint_embed.weight" in tensors:
+    tensors = found.tensors
+    if is_dense(tensors):
+        kind = "detr_R_50_dc5_" if found.dilated else "detr_"
+    elif "head.transformer.refpoint_embed.weight" in tensors:
         kind = "dn_" if has_indicator(tensors) else "dab_"
     elif not values["MODEL.DETR.TWO_STAGE"] or "head.query_embed.weight" not in tensors:
         return ""

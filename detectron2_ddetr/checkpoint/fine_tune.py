@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..modeling.two_stage import OBJECTNESS_CHANNEL
-from .class_rows import CLASS_HEAD, LABEL_BOOK, encoder_head, rows_by_name
+from .class_rows import CLASS_HEAD, LABEL_BOOK, encoder_head, num_class_rows, rows_by_name
+from .project import is_dense
 
 StateDict = dict[str, Tensor]
 
@@ -27,7 +28,8 @@ def fit_classes_and_queries(
     Class rows go by name: a class that the weights know keeps its row, another starts anew. Of the
     queries, as many as the model has are kept, from the first on; further ones start anew.
 
-    The row of a proposing encoder that says "an object" stays what it is.
+    The row of a proposing encoder that says "an object", and that of DETR which says "no object",
+    stay what they are.
 
     Args:
         found: weights under the names of the model.
@@ -42,10 +44,9 @@ def fit_classes_and_queries(
     Raises:
         InputError: if there is not a name for each class row.
     """
-    head = "head.class_embed.0.bias"
-    if head not in found or head not in model or len(model[head]) != len(names):
+    count = num_class_rows(found)
+    if count is None or num_class_rows(model) != len(names):
         return found, []
-    count = len(found[head])
     if found_names is not None and len(found_names) != count:
         raise InputError(
             f"the weights have {count} class rows, but {len(found_names)} class names: load the "
@@ -58,7 +59,7 @@ def fit_classes_and_queries(
         for key in model:
             matched = CLASS_HEAD.match(key)
             if matched and key in found and found[key].shape[1:] == model[key].shape[1:]:
-                rows = sources
+                rows = [*sources, count] if is_dense(found) and is_dense(model) else sources
                 if int(matched[1]) == encoder:
                     others = [r if r < count else None for r in range(len(names))]
                     rows = [OBJECTNESS_CHANNEL, *others[1:]]

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .project import layers_differ
+from .class_rows import num_class_rows
+from .project import is_dense, layers_differ
 from .sizes import config_values
 
 
@@ -121,6 +122,9 @@ def _check_finite(state_dict: dict[str, Tensor], filename: str) -> None:
 
 def _differences(checkpoint: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
     """Differences that a config key explains, in words."""
+    if num_class_rows(checkpoint) is not None and is_dense(checkpoint) != is_dense(model):
+        of = "" if is_dense(checkpoint) else "Deformable "
+        return [f"it is of {of}DETR, whose transformer is another one: set MODEL.META_ARCHITECTURE"]
     found, expected = config_values(checkpoint), config_values(model)
     return [
         (

@@ -9,13 +9,16 @@ from ..modeling import (
     DeformableDETRHead,
     DeformableTransformer,
     Denoising,
+    DenseTransformer,
+    DETRHead,
     DINOTransformer,
     FeatureProjector,
+    PlainProjector,
     TwoStageDeformableTransformer,
 )
 from .class_rows import LABEL_BOOK
 from .fit import check_state_dict
-from .project import StateDict, is_two_stage
+from .project import StateDict, is_dense, is_two_stage
 from .sizes import config_values, has_indicator
 
 _ATTENTION = "head.transformer.{}.attention_weights.bias"
@@ -47,6 +50,8 @@ def _head_of(state_dict: StateDict, refines: bool) -> nn.Module:
     """A head of the sizes of the first tensors of their kind."""
     values = config_values(state_dict)
     size = {key.removeprefix("MODEL.DETR."): value for key, value in values.items()}
+    if is_dense(state_dict):
+        return _detr_head_of(state_dict, size)
     levels = size["NUM_FEATURE_LEVELS"]
     first = [state_dict[f"head.input_proj.{level}.0.weight"] for level in range(levels)]
     # Shapes depend on the product of heads and points alone.
@@ -76,6 +81,17 @@ def _head_of(state_dict: StateDict, refines: bool) -> nn.Module:
         num_queries=queries,
         with_box_refine=refines,
         denoising=_denoising_of(state_dict, size["NUM_CLASSES"], size["HIDDEN_DIM"]),
+    )
+
+
+def _detr_head_of(state_dict: StateDict, size: dict[str, int]) -> DETRHead:
+    width = size["HIDDEN_DIM"]
+    sizes = [size[key] for key in ("ENC_LAYERS", "DEC_LAYERS", "DIM_FEEDFORWARD")]
+    return DETRHead(
+        input_proj=PlainProjector(state_dict["head.input_proj.weight"].shape[1], width),
+        transformer=DenseTransformer(width, 1, *sizes),
+        num_classes=size["NUM_CLASSES"],
+        num_queries=size["NUM_QUERIES"],
     )
 
 

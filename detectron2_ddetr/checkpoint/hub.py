@@ -12,7 +12,11 @@ from .entries import CLASS_NAMES, DILATED, LICENCE, REFINES
 _CONFIG, _CARD = "config.json", "README.md"
 #: Files of weights in such a folder, the first of which is taken.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_MODEL_TYPE = "deformable_detr"
+#: {model_type: the class of transformers that reads such a folder}
+_ARCHITECTURES = {
+    "deformable_detr": "DeformableDetrForObjectDetection",
+    "detr": "DetrForObjectDetection",
+}
 
 
 def weights_of_folder(folder: str) -> str | None:
@@ -28,7 +32,7 @@ def entries_beside(path: str) -> dict[str, Any]:
     What the config.json beside a file of weights says of them, as entries of a checkpoint.
 
     Returns:
-        {} where there is no config.json, or none of Deformable DETR. Names of classes only where
+        {} where there is no config.json, or none of (Deformable) DETR. Names of classes only where
         they are not those of COCO by row, which other checkpoints have, too, without saying so.
 
     Raises:
@@ -42,7 +46,7 @@ def entries_beside(path: str) -> dict[str, Any]:
             config = json.load(file)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config_file}: is no JSON ({error}); download it again") from error
-    if not isinstance(config, dict) or config.get("model_type") != _MODEL_TYPE:
+    if not isinstance(config, dict) or config.get("model_type") not in _ARCHITECTURES:
         return {}
     entries: dict[str, Any] = {}
     for theirs, ours in (("with_box_refine", REFINES), ("dilation", DILATED)):
@@ -58,8 +62,7 @@ def entries_beside(path: str) -> dict[str, Any]:
 
 def _names(id2label: Any, config_file: str) -> list[str]:
     """By row; [] where they are but numbers."""
-    numbers = {str(row) for row in range(len(id2label))}
-    if not isinstance(id2label, dict) or id2label.keys() != numbers:
+    if not isinstance(id2label, dict) or id2label.keys() != set(map(str, range(len(id2label)))):
         raise InputError(f"{config_file}: id2label must name the classes by row, from 0")
     names = [id2label[str(row)] for row in range(len(id2label))]
     if not all(isinstance(name, str) for name in names):
@@ -79,26 +82,22 @@ def _licence(card: str) -> str:
     return found[1].strip() if found else ""
 
 
-def config_of(
-    *, rows: list[str], two_stage: bool, refines: bool, dilated: bool, **sizes: Any
-) -> dict[str, Any]:
+def config_of(*, model_type: str, rows: list[str], dilated: bool, **others: Any) -> dict[str, Any]:
     """
     The config.json of a model with the ResNet of timm.
 
     Args:
         rows: the name of each class row, "" for one that no class has.
-        sizes: as transformers calls them.
+        others: sizes and switches as transformers calls them.
     """
     names = [name or "N/A" for name in rows]
     return {
-        "architectures": ["DeformableDetrForObjectDetection"],
-        "model_type": _MODEL_TYPE,
+        "architectures": [_ARCHITECTURES[model_type]],
+        "model_type": model_type,
         "use_timm_backbone": True,
         "use_pretrained_backbone": False,
         "dilation": dilated,
-        "with_box_refine": refines,
-        "two_stage": two_stage,
         "id2label": {str(row): name for row, name in enumerate(names)},
         "label2id": {name: row for row, name in enumerate(names)},
-        **sizes,
+        **others,
     }

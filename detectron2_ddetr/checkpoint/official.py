@@ -19,6 +19,8 @@ _SAME = [
     for name in ("transformer.", "class_embed.", "bbox_embed.", "query_embed.", "input_proj.")
 ] + behind("backbone.0.body.", "backbone.", TORCHVISION_TABLE)
 _LABEL_ENC = ("label_enc.", "head.denoising.label_enc.")
+_SHARED_HEAD = re.compile(r"^(class_embed|bbox_embed)\.")
+HEAD_OF_LAYER = re.compile(r"^(class_embed|bbox_embed)\.\d+\.")
 _DECODER_LAYER = re.compile(r"^transformer\.decoder\.layers\.(\d+)\.")
 
 OFFICIAL = Project(
@@ -96,8 +98,29 @@ DINO = Project(
     mixed_selection=True,
 )
 
+
+def _prepare_detr(state_dict: StateDict) -> StateDict:
+    """The heads, which all layers share, as those of the first."""
+    return {_SHARED_HEAD.sub(r"\1.0.", key): value for key, value in state_dict.items()}
+
+
+def _complete_detr(state_dict: StateDict) -> StateDict:
+    return {HEAD_OF_LAYER.sub(r"\1.", key): value for key, value in state_dict.items()}
+
+
+DETR = Project(
+    key="detr",
+    name="a checkpoint of the official DETR",
+    names=Renaming(_SAME),
+    mark="transformer.decoder.layers.0.multihead_attn.in_proj_weight",
+    decoder="",
+    prepare=_prepare_detr,
+    complete=_complete_detr,
+    coco_rows=91,
+)
+
 #: The codes of the authors; those whose mark all have stand last.
-AUTHORS = (DINO, ANCHORS, OFFICIAL)
+AUTHORS = (DETR, DINO, ANCHORS, OFFICIAL)
 
 
 def convert_official_state_dict(
@@ -105,12 +128,13 @@ def convert_official_state_dict(
 ) -> dict[str, Tensor]:
     """
     Official weights -> weights of :class:`DeformableDETR`, for all five variants; likewise of
-    H-Deformable-DETR, DAB- and DN-Deformable-DETR and DINO by their authors.
+    H-Deformable-DETR, DAB- and DN-Deformable-DETR, DINO and DETR by their authors.
 
     Args:
         state_dict: the entry "model" of an official checkpoint.
         class_ids: the rows of the class heads to keep, in the order of the classes here; for
-            COCO `COCO_CATEGORY_IDS`. None keeps all 91. See :func:`take_class_rows`.
+            COCO `COCO_CATEGORY_IDS`. None keeps all 91, and the one of no object is kept in any
+            case. See :func:`take_class_rows`.
 
     Raises:
         InputError: for what is no dict of tensors, unknown keys, copies of a tensor that differ, or

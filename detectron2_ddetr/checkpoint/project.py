@@ -45,6 +45,7 @@ class Project:
         there are models of both kinds.
     mixed_selection: whether it has two-stage models whose queries have learned content.
     caveat: what its models compute otherwise than here.
+    model_type: of the folders of transformers that its checkpoints are; "" where they are files.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Project:
     anchors: bool | None = False
     mixed_selection: bool = False
     caveat: str = ""
+    model_type: str = ""
 
     def recognises(self, keys: Container[str]) -> bool:
         """Whether these are the names in one of its checkpoints."""
@@ -166,6 +168,11 @@ class Project:
 def is_two_stage(state_dict: StateDict) -> bool:
     """Whether the encoder proposes."""
     return "head.transformer.enc_output.weight" in state_dict
+
+
+def is_dense(state_dict: StateDict) -> bool:
+    """Whether the transformer is DETR's; the last row of its class heads is of no object."""
+    return "head.transformer.decoder.layers.0.multihead_attn.in_proj_weight" in state_dict
 
 
 def num_decoder_layers(state_dict: StateDict) -> int:

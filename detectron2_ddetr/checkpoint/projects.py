@@ -7,12 +7,13 @@ from .official import AUTHORS
 from .project import Project, StateDict
 from .renaming import Renaming
 from .transformers import TRANSFORMERS
+from .transformers_detr import TRANSFORMERS_DETR
 
 HERE = Project(
     key="ddetr",
     name="a checkpoint of this package",
     names=Renaming([("backbone.", "backbone."), ("head.", "head.")]),
-    mark="head.transformer.level_embed",
+    mark="head.class_embed.0.bias",
     decoder="",
     has_all_copies=False,
     leftovers=(),
@@ -21,7 +22,7 @@ HERE = Project(
 )
 
 #: Those whose weights have other names than here. detrex's also have marks of the authors'.
-OTHERS = (DETREX, *AUTHORS, TRANSFORMERS)
+OTHERS = (DETREX, *AUTHORS, TRANSFORMERS, TRANSFORMERS_DETR)
 PROJECTS = {project.key: project for project in (HERE, *OTHERS)}
 
 

@@ -37,7 +37,7 @@ _UNREADABLE = {
     ".attentions.0.": "detrex",
     "bbox_head.": "mmdetection",
     "backbone.conv_encoder.": "Hugging Face transformers",
-    "encoder.layers.0.self_attn.in_proj_weight": "DETR, whose transformer is another one,",
+    "bbox_attention.": "DETR with masks",
 }
 
 

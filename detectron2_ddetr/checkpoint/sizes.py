@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from .class_rows import num_class_rows
+from .project import is_dense, is_two_stage
+
 _FIRST_CONVS = ("stem.conv1", "res2.0.conv1")
 _RES4 = re.compile(r"\bres4\.(\d+)\.conv(\d)\.")
 
@@ -22,14 +25,18 @@ def config_values(state_dict: dict[str, Tensor]) -> dict[str, int | bool]:
     values = {} if depth is None else {"MODEL.RESNETS.DEPTH": depth}
     if not any(key.startswith("head.") for key in state_dict):
         return values
+    dense = is_dense(state_dict)
+    levels, width = (_size(state_dict, "head.transformer.level_embed", dim) for dim in (0, 1))
+    if dense:
+        levels, width = 1, _size(state_dict, "head.query_embed.weight", 1)
     head = {
-        "TWO_STAGE": "head.transformer.enc_output.weight" in state_dict,
-        "NUM_FEATURE_LEVELS": _size(state_dict, "head.transformer.level_embed", 0),
-        "NUM_CLASSES": _size(state_dict, "head.class_embed.0.bias", 0),
+        "TWO_STAGE": is_two_stage(state_dict),
+        "NUM_FEATURE_LEVELS": levels,
+        "NUM_CLASSES": num_class_rows(state_dict),
         "NUM_QUERIES": _size(state_dict, "head.query_embed.weight", 0),
         "ENC_LAYERS": _num_layers(state_dict, "head.transformer.encoder.layers."),
         "DEC_LAYERS": _num_layers(state_dict, "head.transformer.decoder.layers."),
-        "HIDDEN_DIM": _size(state_dict, "head.transformer.level_embed", 1),
+        "HIDDEN_DIM": width,
         "DIM_FEEDFORWARD": _size(state_dict, "head.transformer.encoder.layers.0.linear1.bias", 0),
     }
     return values | {f"MODEL.DETR.{k}": v for k, v in head.items() if v is not None}

@@ -10,27 +10,28 @@ from .torchvision import TORCHVISION_TABLE
 
 _BACKBONE = "model.backbone.conv_encoder.model."
 _COPY = re.compile(r"^model\.decoder\.((?:class|bbox)_embed\.)")
-_SPLIT = re.compile(r"^(model\.decoder\.layers\.\d+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
-_PACKED = re.compile(r"^(model\.decoder\.layers\.\d+\.self_attn\.)in_proj_(weight|bias)$")
+_ATTENTION = r"^(model\.\w+\.layers\.\d+\.(?:self|encoder)_attn\.)"
+_SPLIT = re.compile(_ATTENTION + r"([qkv])_proj\.(weight|bias)$")
+_PACKED = re.compile(_ATTENTION + r"in_proj_(weight|bias)$")
 #: Names inside a model of version 5, and in files of all versions, which it writes too.
 _IN_MEMORY = (
     (re.compile(r"^model\.backbone\.model\."), _BACKBONE),
     (re.compile(r"(layers\.\d+\.)mlp\.(fc\d\.)"), r"\1\2"),
-    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"_attn\.o_proj\."), "_attn.out_proj."),
 )
 _CONVOLUTION = [("convolution.", ""), ("normalization.", "norm.")]
 #: How names begin in transformers' own ResNet and in detectron2's.
-_RESNET_TABLE = behind("embedder.embedder.", "stem.conv1.", _CONVOLUTION)
+_OWN_RESNET = behind("embedder.embedder.", "stem.conv1.", _CONVOLUTION)
 _BRANCHES = [("shortcut", "shortcut"), *((f"layer.{i}", f"conv{i + 1}") for i in range(3))]
 for _stage in range(4):
     for _theirs, _ours in _BRANCHES:
-        _RESNET_TABLE += behind(
+        _OWN_RESNET += behind(
             f"encoder.stages.{_stage}.layers.*.{_theirs}.",
             f"res{_stage + 2}.*.{_ours}.",
             _CONVOLUTION,
         )
-_BOTH_LAYERS = [("self_attn.", "self_attn."), ("fc1.", "linear1."), ("fc2.", "linear2.")]
-_ENCODER_LAYER = [("self_attn_layer_norm.", "norm1."), ("final_layer_norm.", "norm2.")]
+BOTH_LAYERS = [("self_attn.", "self_attn."), ("fc1.", "linear1."), ("fc2.", "linear2.")]
+ENCODER_LAYER = [("self_attn_layer_norm.", "norm1."), ("final_layer_norm.", "norm2.")]
 _DECODER_LAYER = [
     ("encoder_attn.", "cross_attn."),
     ("encoder_attn_layer_norm.", "norm1."),
@@ -41,12 +42,13 @@ _SAME = ("level_embed", "reference_points.", "enc_output.", "enc_output_norm.")
 _SAME += ("pos_trans.", "pos_trans_norm.")
 _TRANSFORMER_TABLE = [
     *((name, name) for name in _SAME),
-    *behind("encoder.layers.*.", "encoder.layers.*.", _ENCODER_LAYER + _BOTH_LAYERS),
-    *behind("decoder.layers.*.", "decoder.layers.*.", _DECODER_LAYER + _BOTH_LAYERS),
+    *behind("encoder.layers.*.", "encoder.layers.*.", ENCODER_LAYER + BOTH_LAYERS),
+    *behind("decoder.layers.*.", "decoder.layers.*.", _DECODER_LAYER + BOTH_LAYERS),
 ]
+# Of two names for one tensor here, the first is the one that is written.
+RESNET_TABLE = behind(_BACKBONE, "backbone.", TORCHVISION_TABLE + _OWN_RESNET)
 _TABLE = [
-    # Of two names for one tensor here, the first is the one that is written.
-    *behind(_BACKBONE, "backbone.", TORCHVISION_TABLE + _RESNET_TABLE),
+    *RESNET_TABLE,
     ("class_embed.", "head.class_embed."),
     ("bbox_embed.", "head.bbox_embed."),
     ("model.input_proj.", "head.input_proj."),
@@ -55,7 +57,7 @@ _TABLE = [
 ]
 
 
-def _prepare(state_dict: StateDict) -> StateDict:
+def as_in_files(state_dict: StateDict) -> StateDict:
     """
     Names as in files; queries, keys and values in one matrix; heads that a file has only under the
     decoder, since they are the same tensors, under their own names too.
@@ -76,7 +78,8 @@ def _prepare(state_dict: StateDict) -> StateDict:
     return prepared
 
 
-def _complete(state_dict: StateDict) -> StateDict:
+def separated(state_dict: StateDict) -> StateDict:
+    """Queries, keys and values in a matrix each."""
     completed: StateDict = {}
     for key, value in state_dict.items():
         if part := _PACKED.match(key):
@@ -94,7 +97,8 @@ TRANSFORMERS = Project(
     mark="model.level_embed",
     decoder="model.decoder.",
     has_all_copies=False,
-    prepare=_prepare,
-    complete=_complete,
+    prepare=as_in_files,
+    complete=separated,
     coco_rows=91,
+    model_type="deformable_detr",
 )

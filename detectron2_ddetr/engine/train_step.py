@@ -154,7 +154,7 @@ class TrainStep(SimpleTrainer):
         """Adds the gradients of a batch, and returns its losses."""
         distributed = isinstance(self.model, DistributedDataParallel)
         criterion = self.detector.criterion
-        criterion.batch_boxes = sum(len(image["instances"]) for image in batch)
+        criterion.batch_boxes = [len(image["instances"]) for image in batch]
         losses: dict[str, Tensor] = {}
         try:
             for i in range(self.parts):

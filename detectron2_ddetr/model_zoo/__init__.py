@@ -13,7 +13,8 @@ from ..toolbox import CfgNode, build_model
 
 _CONFIGS = Path(__file__).parent / "configs"
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/v0.1.0/converted_"
-#: Trained weights of configs: our own, and the authors' in the files of detrex.
+_DETR = "https://dl.fbaipublicfiles.com/detr/"
+#: Trained weights of configs: our own, and the authors', some of them in the files of detrex.
 _WEIGHTS = {
     "quick_start.yaml": "package://detectron2_ddetr/model_zoo/weights/quick_start.pth",
     "deformable_detr/deformable_detr_R_50_50ep.yaml": f"{_DETREX}deformable_detr_r50.pth",
@@ -23,6 +24,9 @@ _WEIGHTS = {
     "deformable_detr/deformable_detr_R_50_two_stage_50ep.yaml": (
         f"{_DETREX}deformable_detr_two_stage_50ep.pth"
     ),
+    "detr/detr_R_50_500ep.yaml": f"{_DETR}detr-r50-e632da11.pth",
+    "detr/detr_R_50_dc5_500ep.yaml": f"{_DETR}detr-r50-dc5-f0fb7ef5.pth",
+    "detr/detr_R_101_500ep.yaml": f"{_DETR}detr-r101-2c7b67e5.pth",
 }
 
 

@@ -6,18 +6,22 @@ nothing of it.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .dense import DenseDecoderLayer, DenseEncoderLayer
 from .head import DeformableDETRHead
 from .memory import Memory
 from .ms_deform_attn import MSDeformAttn
 from .ops.checks import coordinate_dtype
 from .ops.ms_deform_attn_pytorch import locations_from_offsets
+from .precision import at_least_float32
 
 #: What an attention layer belongs to.
 KINDS = ("encoder", "decoder")
@@ -44,23 +48,58 @@ class DeformableAttention:
 
 
 @dataclass
+class DenseAttention:
+    """
+    What the heads of one layer of DETR compare. Maps are made of it for those who look at them: of
+    DC5 images, those of all queries of an encoder are a gigabyte.
+
+    Attributes:
+        query: (N, M, Q, D). The Q of an encoder are the S cells.
+        key: (N, M, S, D).
+        padding_mask: (N, S) bool, True = padding, which is not read.
+    """
+
+    query: Tensor
+    key: Tensor
+    padding_mask: Tensor
+
+    def weights(self, queries: Sequence[int] | None = None) -> Tensor:
+        """
+        Args:
+            queries: which R of Q; None for all.
+
+        Returns:
+            (N, M, R, S), how much each head reads of each cell, summing to one over S; the mean
+            over M is what DETR's own pictures show.
+        """
+        query = self.query if queries is None else self.query[:, :, list(queries)]
+        logits = query @ self.key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        return logits.masked_fill(self.padding_mask[:, None, None], -math.inf).softmax(-1)
+
+
+@dataclass
 class Capture:
     """
     The last forward pass; empty before the first. No tensor of it has a gradient.
 
     Attributes:
-        attention: by kind, "encoder" or "decoder", and layer, from 0.
+        attention: by kind, "encoder" or "decoder", and layer, from 0; of the decoder that which
+            reads the memory.
         memory: what the encoder gave, with the sizes of the levels and of their valid parts.
         selected: (N, Q), the tokens of the memory that became queries, the best first; None where
             the encoder proposes nothing.
+        class_probability: that of the head: logits (..., K) or, in DETR, (..., K + 1) -> (..., K).
         outputs: of the head, see :meth:`DeformableDETRHead.forward`; in a two-stage model
             "enc_outputs" or "interm_outputs" are the proposals.
         image_sizes: (h, w) of each image before padding, in pixels of the network's input.
     """
 
-    attention: dict[tuple[str, int], DeformableAttention] = field(default_factory=dict)
+    attention: dict[tuple[str, int], DeformableAttention | DenseAttention] = field(
+        default_factory=dict
+    )
     memory: Memory | None = None
     selected: Tensor | None = None
+    class_probability: Callable[[Tensor], Tensor] | None = None
     outputs: dict = field(default_factory=dict)
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -68,6 +107,11 @@ class Capture:
         """As before the first forward pass."""
         self.attention, self.memory, self.selected = {}, None, None
         self.outputs, self.image_sizes = {}, []
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every cell is attended to, as in DETR, and queries have no reference."""
+        return any(isinstance(record, DenseAttention) for record in self.attention.values())
 
     def num_layers(self, kind: str) -> int:
         """Of "encoder" or "decoder"."""
@@ -129,6 +173,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
 def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[RemovableHandle]:
     def begin(module, args):
         captured.forget()
+        captured.class_probability = module.class_probability
         valid = ~args[1]  # (N, H, W); padding is right and below
         sizes = torch.stack((valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)), dim=1)
         captured.image_sizes = [tuple(size) for size in sizes.tolist()]
@@ -148,9 +193,30 @@ def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[Removab
     yield head.register_forward_hook(remember_outputs)
     for kind in KINDS:
         for number, layer in enumerate(getattr(head.transformer, kind).layers):
+            key = (kind, number)
+            if isinstance(layer, DenseEncoderLayer):
+                yield _watch_dense_attention(layer.self_attn, key, captured)
+            elif isinstance(layer, DenseDecoderLayer):
+                yield _watch_dense_attention(layer.multihead_attn, key, captured)
             for module in layer.modules():
-                if isinstance(module, MSDeformAttn):  # one in each
-                    yield from _watch_attention(module, (kind, number), captured)
+                if isinstance(module, MSDeformAttn):  # at most one in each
+                    yield from _watch_attention(module, key, captured)
+
+
+def _watch_dense_attention(
+    attention: nn.MultiheadAttention, key: tuple[str, int], captured: Capture
+) -> RemovableHandle:
+    def record(module, args, kwargs, output):
+        given = zip(args[:2], module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3))
+        query, keys = (
+            at_least_float32(F.linear(x, weight, bias).detach())
+            .unflatten(-1, (module.num_heads, -1))
+            .transpose(1, 2)
+            for x, weight, bias in given
+        )
+        captured.attention[key] = DenseAttention(query, keys, kwargs["key_padding_mask"])
+
+    return attention.register_forward_hook(record, with_kwargs=True)
 
 
 def _watch_attention(

@@ -20,8 +20,11 @@ class SetCriterion(nn.Module):
     Losses of DETR with the focal loss in place of cross-entropy (Sec. 5).
 
     What further groups of queries learn from is said by the groups (:class:`QueryGroup`). A
-    variant with another class loss overrides :meth:`loss_ce`.
+    variant with another class loss overrides :meth:`loss_ce` and :meth:`ce_normalizer`.
     """
+
+    #: How many of the logits, the last, are of no class that a target has.
+    num_background_classes = 0
 
     def __init__(
         self,
@@ -54,9 +57,10 @@ class SetCriterion(nn.Module):
         if not 0 <= focal_alpha <= 1 and focal_alpha != -1:
             raise ValueError(f"focal_alpha must be from 0 to 1, or -1, got {focal_alpha}")
         self.focal_alpha = focal_alpha
-        #: How many boxes the losses of this process are divided by where a batch comes in parts, as
-        #: in gradient accumulation: those of all parts. None for those of the targets.
-        self.batch_boxes: int | None = None
+        #: How many boxes each image of this process's batch has, where it comes in parts, as in
+        #: gradient accumulation: losses are divided by those of all parts. None where the targets
+        #: are the whole batch.
+        self.batch_boxes: list[int] | None = None
         # Differs from the official code: no cardinality error, because it counts a background class
         # that sigmoid heads do not have.
         #: Of the last call, detached: "class_error", the percentage of matched queries whose
@@ -100,10 +104,8 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: for outputs and targets that do not fit, see :func:`check_targets`.
         """
-        check_targets(outputs, targets)
-        boxes = self.batch_boxes
-        if boxes is None:
-            boxes = sum(len(t["labels"]) for t in targets)
+        check_targets(outputs, targets, self.num_background_classes)
+        boxes = sum(self.batch_boxes or [len(t["labels"]) for t in targets])
         mean_boxes = mean_num_boxes(boxes, outputs["pred_logits"].device)
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
@@ -137,14 +139,11 @@ class SetCriterion(nn.Module):
         ]
         labels = torch.cat([label for label, _ in matched])
         target_boxes = torch.cat([box for _, box in matched]).to(boxes.dtype)
-        if task.suffix == "":
-            wrong = logits.detach()[image_idx, query_idx].argmax(-1) != labels
-            # 100 where there is nothing to match, as in the official logs.
-            self.diagnostics["class_error"] = (
-                100 * wrong.float().mean() if len(labels) else logits.new_tensor(100.0)
-            )
+        of_matched = logits.detach()[image_idx, query_idx]
+        self.diagnose(task, logits.detach(), of_matched.argmax(-1) != labels)
+        loss_ce = self.loss_ce(logits, (image_idx, query_idx), labels)
         return {
-            "loss_ce": self.loss_ce(logits, (image_idx, query_idx), labels) / num_boxes,
+            "loss_ce": loss_ce / self.ce_normalizer(task, num_boxes),
             **self.loss_boxes(boxes[image_idx, query_idx], target_boxes, num_boxes),
         }
 
@@ -160,6 +159,24 @@ class SetCriterion(nn.Module):
         one_hot = torch.zeros_like(logits)
         one_hot[(*matched, labels)] = 1.0
         return sigmoid_focal_loss(logits, one_hot, self.focal_alpha, gamma=2.0, reduction="sum")
+
+    def ce_normalizer(self, task: LossTask, num_boxes: Tensor) -> Tensor | float:
+        """What :meth:`loss_ce` is divided by; the losses of boxes are by `num_boxes`."""
+        return num_boxes
+
+    def diagnose(self, task: LossTask, logits: Tensor, wrong: Tensor) -> None:
+        """
+        Writes :attr:`diagnostics`.
+
+        Args:
+            logits: (N, Q, K), detached.
+            wrong: (T,) bool, which matched queries predict another class than their target's.
+        """
+        if task.suffix == "":
+            # 100 where there is nothing to match, as in the official logs.
+            self.diagnostics["class_error"] = (
+                100 * wrong.float().mean() if len(wrong) else logits.new_tensor(100.0)
+            )
 
     @staticmethod
     def loss_boxes(boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from .memory import Memory, to_levels
 from .ms_deform_attn import MSDeformAttn
 
 #: (layer, query (N, Q, C), output (N, Q, C), reference_points (N, Q, 2 or 4)) -> boxes (N, Q, 4) of
-#: that layer, reference_points of the next one.
-UpdateReference = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: that layer, reference_points of the next one. References are None where queries have none.
+UpdateReference = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 @dataclass
@@ -22,7 +22,8 @@ class QuerySet:
     Attributes:
         content: (N, Q, C).
         query_pos: (N, Q, C); None where the decoder makes positions of boxes.
-        reference_points: (N, Q, 2), (x, y), or (N, Q, 4), (cx, cy, w, h), in the valid image.
+        reference_points: (N, Q, 2), (x, y), or (N, Q, 4), (cx, cy, w, h), in the valid image; None
+            for queries that look everywhere.
         attn_mask: (Q, Q) or (N * M, Q, Q) bool, True = the row may not attend to the column;
             None lets every query see every other.
         proposals: what the encoder predicted, {"pred_logits", "pred_boxes"}, where it did.
@@ -31,7 +32,7 @@ class QuerySet:
 
     content: Tensor
     query_pos: Tensor | None
-    reference_points: Tensor
+    reference_points: Tensor | None
     attn_mask: Tensor | None = None
     proposals: dict[str, Tensor] | None = None
     selected: Tensor | None = None

@@ -7,7 +7,28 @@ from .memory import Memory, cell_centres, to_levels
 from .ms_deform_attn import MSDeformAttn
 
 
-class DeformableTransformerEncoderLayer(nn.Module):
+class EncoderLayer(nn.Module):
+    """Self-attention of some kind, then a feed-forward network; both post-norm."""
+
+    def __init__(self, self_attn: nn.Module, d_model: int, dim_feedforward: int, dropout: float):
+        super().__init__()
+        self.self_attn = self_attn
+        self.dropout1 = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout2 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.dropout3 = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:
+        """The tokens, and what each has read, (N, S, C) both -> the output of the layer."""
+        src = self.norm1(src + self.dropout1(attended))
+        hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
+        return self.norm2(src + self.dropout3(hidden))
+
+
+class DeformableTransformerEncoderLayer(EncoderLayer):
     """Deformable self-attention over all levels, then a feed-forward network; both post-norm."""
 
     def __init__(
@@ -19,15 +40,8 @@ class DeformableTransformerEncoderLayer(nn.Module):
         n_heads: int = 8,
         n_points: int = 4,
     ):
-        super().__init__()
-        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
-        self.dropout1 = nn.Dropout(dropout)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout2 = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout3 = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(d_model)
+        self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
+        super().__init__(self_attn, d_model, dim_feedforward, dropout)
 
     def forward(
         self,
@@ -50,9 +64,7 @@ class DeformableTransformerEncoderLayer(nn.Module):
         attended = self.self_attn(
             src + pos_embed, level_reference_points, src, spatial_shapes, padding_mask
         )
-        src = self.norm1(src + self.dropout1(attended))
-        hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
-        return self.norm2(src + self.dropout3(hidden))
+        return self.after_attention(src, attended)
 
 
 class DeformableTransformerEncoder(nn.Module):

@@ -140,6 +140,10 @@ class DeformableDETRHead(nn.Module):
             # (the paper says 0.1). Later layers, and proposals, already have a size.
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
 
+    def class_probability(self, logits: Tensor) -> Tensor:
+        """Of each class on its own, (..., K) -> (..., K), at least float32."""
+        return at_least_float32(logits).sigmoid()
+
     def forward(
         self, features: list[Tensor], padding_mask: Tensor, targets: Targets | None = None
     ) -> dict:

@@ -1,5 +1,6 @@
 """Flattened multi-scale maps together with the geometry needed to read them."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,14 @@ class Memory:
         padding_mask: (N, S) bool, True = padding.
         spatial_shapes: list of (H_l, W_l) ints: no device is synchronised to know them.
         valid_ratios: (N, L, 2), (w, h) in (0, 1]: how much of the padded level is image.
+        pos_embed: (N, S, C), positions of the tokens, where the decoder looks for tokens by them.
     """
 
     tokens: Tensor
     padding_mask: Tensor
     spatial_shapes: list[tuple[int, int]]
     valid_ratios: Tensor
+    pos_embed: Tensor | None = None
 
     @classmethod
     def from_maps(cls, maps: list[Tensor], padding_masks: list[Tensor]) -> "Memory":
@@ -40,7 +43,7 @@ class Memory:
 
     def with_tokens(self, tokens: Tensor) -> "Memory":
         """The same geometry around other tokens, (N, S, C)."""
-        return Memory(tokens, self.padding_mask, self.spatial_shapes, self.valid_ratios)
+        return dataclasses.replace(self, tokens=tokens)
 
     def unflatten(self) -> list[Tensor]:
         """One (N, C, H_l, W_l) per level: for dense heads, mask heads and pictures."""

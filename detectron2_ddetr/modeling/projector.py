@@ -54,3 +54,19 @@ class FeatureProjector(nn.ModuleList):
             source = project(source)
             maps.append(source)
         return maps
+
+
+class PlainProjector(nn.Conv2d):
+    """The only map that is read, by a 1x1 convolution without norm, as in DETR."""
+
+    def __init__(self, in_channels: int, d_model: int = 256):
+        """
+        Args:
+            in_channels: channels of the backbone map.
+            d_model: C.
+        """
+        super().__init__(in_channels, d_model, kernel_size=1)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """One (N, C', H, W) -> one (N, C, H, W)."""
+        return [super(PlainProjector, self).forward(feature) for feature in features]

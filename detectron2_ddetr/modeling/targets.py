@@ -8,11 +8,14 @@ _KEYS = ("labels", "boxes")
 _ROUNDING = 1e-2
 
 
-def check_targets(outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> None:
+def check_targets(
+    outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], num_background_classes: int = 0
+) -> None:
     """
     Args:
         outputs: "pred_logits" (N, Q, K), "pred_boxes" (N, Q, 4).
         targets: per image "labels" and "boxes", see :func:`target_fault`.
+        num_background_classes: how many of the K, the last, no target can have.
 
     Raises:
         ValueError: names what does not fit, and the image that it belongs to.
@@ -33,7 +36,7 @@ def check_targets(outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) 
             f"targets must be one dict per image: {len(targets)} for {len(logits)} images"
         )
     for image, target in enumerate(targets):
-        fault = target_fault(target, logits.shape[2])
+        fault = target_fault(target, logits.shape[2] - num_background_classes)
         if not fault and {target[key].device for key in _KEYS} != {boxes.device}:
             fault = f"it must be on {boxes.device}, where the predictions are"
         if fault:

@@ -23,7 +23,9 @@ from ..drawing import write_picture
 from ..text import readable, readable_names
 from .backbones import backbone_pictures
 from .choice import Choice, choose
+from .dense_attention import attention_of_objects, decoder_maps, encoder_maps
 from .gradient_maps import gradient_maps, gradient_norms
+from .layer_ap import ap_of_layers, layer_ap
 from .matching import match, matching
 from .noised_boxes import noised_boxes
 from .page import write_page
@@ -71,7 +73,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         help="of trajectories; default: 0.4",
     )
     add("--truth", metavar="FILE", help="COCO json: draws the matching and the losses too")
-    add("--over", metavar="FOLDER", help="draws where queries put boxes in all of its images")
+    add("--over", metavar="FOLDER", help="where queries put boxes in all its images, AP by layer")
 
 
 def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> None:
@@ -123,28 +125,55 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         if target is not None:
             pictures.append(_losses(view, model, target, path))
         drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]
-        if choice.encoder_layers:
+        if choice.encoder_layers and not captured.is_dense:
             title = readable(os.path.basename(path), "the image")
             write_page(view, choice.encoder_layers, title, os.path.join(folder, "encoder.html"))
             drawn.append("encoder.html")
         logger.info("Wrote into %s: %s", folder, ", ".join(drawn))
     if over:
         picture = _query_map(model, (mapper({"file_name": path}) for path in over))
-        _write(picture, args.output, "query_map")
-        logger.info("Wrote %s", os.path.join(args.output, "query_map.png"))
+        drawn = [_write(picture, args.output, "query_map")]
+        if truth:
+            drawn.append(_write(_layer_ap(model, mapper, over, truth), args.output, "layer_ap"))
+        logger.info("Wrote into %s: %s", args.output, ", ".join(drawn))
 
 
 def _attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
     """Names and pictures of what was recorded of the attention."""
+    if view.captured.is_dense:
+        yield from _dense_attention(view, choice)
+    else:
+        yield from _sampled_attention(view, choice)
+    yield "trajectory", trajectory(view, choice.detected)
+    if view.captured.selected is not None:
+        yield "proposals", proposals(view)
+
+
+def _sampled_attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
     if choice.encoder_layers:
         layers = choice.encoder_layers
         yield "encoder_points", encoder_points(view, choice.pixel, layers, choice.level)
         yield "receptive_field", receptive_field(view, choice.pixel, choice.level)
     if choice.decoder_layers:
         yield "decoder_points", decoder_points(view, choice.query, choice.decoder_layers)
-    yield "trajectory", trajectory(view, choice.detected)
-    if view.captured.selected is not None:
-        yield "proposals", proposals(view)
+
+
+def _dense_attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
+    """Of DETR. The pixels are the one chosen, and the middles of the other detections."""
+    if choice.encoder_layers:
+        corners = view.boxes(-1)[choice.detected[1:4]]
+        size = np.array(view.image.shape[1::-1]) - 1
+        others = np.clip((corners[:, :2] + corners[:, 2:]) / 2, 0, size)
+        pixels = [choice.pixel, *map(tuple, others.tolist())]
+        yield "encoder_attention", encoder_maps(view, pixels, choice.encoder_layers[-1])
+    if choice.decoder_layers:
+        layer = choice.decoder_layers[-1]
+        detected = "queries that detect"
+        yield "decoder_attention", decoder_maps(view, choice.detected, layer, detected)
+        yield "attention_of_objects", attention_of_objects(view, choice.detected, layer)
+        if rest := [d.query for d in reversed(view.detections()) if d.query not in choice.detected]:
+            nothing = "queries that detect nothing"
+            yield "attention_of_nothing", decoder_maps(view, rest[:4], layer, nothing)
 
 
 def _model(
@@ -185,6 +214,21 @@ def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
     # Of a two-stage model, small images have fewer queries.
     count = min(MAX_QUERIES, *(len(b) for b in boxes))
     return query_map(np.stack([b[:count] for b in boxes]), range(count))
+
+
+def _layer_ap(
+    model: nn.Module,
+    mapper: DeformableDETRDatasetMapper,
+    paths: Sequence[str],
+    truth: Truth,
+) -> np.ndarray:
+    samples, targets = [], []
+    for path in paths:
+        height, width = read_image(path).shape[:2]
+        targets.append(truth.target_of(path, width, height))
+        samples.append({"file_name": path, "height": height, "width": width})
+    values = ap_of_layers(model, (mapper(sample) for sample in samples), targets)
+    return layer_ap(values, len(paths))
 
 
 def _folders_of(images: Sequence[str], output: str) -> dict[str, str]:

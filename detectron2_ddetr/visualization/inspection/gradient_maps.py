@@ -66,7 +66,7 @@ def gradient_norms(
     pixels = padded.tensor.detach().requires_grad_()
     height, width = (int(side) for side in padded.image_sizes[index])
     outputs = model.network_outputs(ImageList(pixels, padded.image_sizes))
-    score = outputs["pred_logits"][index, query].float().sigmoid().max()
+    score = model.head.class_probability(outputs["pred_logits"][index, query]).max()
     numbers = [*outputs["pred_boxes"][index, query], score]
     gradients = (torch.autograd.grad(number, pixels, retain_graph=True)[0] for number in numbers)
     norms = [gradient[index, :, :height, :width].float().norm(dim=0) for gradient in gradients]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from ...modeling import SetCriterion
+from ...modeling import LossTask, SetCriterion
 from ..drawing import class_color, class_name, draw_boxes
 from ..text import line_height, shortened, write
 from .ink import DARK, Color, swatch
@@ -34,6 +34,8 @@ def losses_of_queries(
     logits, boxes = (x[view.index].float() for x in outputs.values())
     labels, targets = matched.target["labels"], matched.target["boxes"].to(boxes.dtype)
     num_boxes = logits.new_tensor(float(max(1, len(labels))))
+    whole = LossTask("", {"pred_logits": logits[None]}, [matched.target], criterion.matcher)
+    ce_normalizer = criterion.ce_normalizer(whole, num_boxes)
     found = dict(matched.pairs)
     zero = logits.new_zeros(1, dtype=labels.dtype)
     losses = {name: np.zeros(len(logits)) for name in criterion.weights}
@@ -47,7 +49,7 @@ def losses_of_queries(
         place = zero[: len(own)]
         # The query alone, by the criterion's own formulas: all of them are sums over queries.
         ce = criterion.loss_ce(logits[None, query, None], (place, place), labels[own])
-        add(query, {"loss_ce": ce / num_boxes})
+        add(query, {"loss_ce": ce / ce_normalizer})
         if own:
             add(query, criterion.loss_boxes(boxes[query, None], targets[own], num_boxes))
     return losses

@@ -15,7 +15,8 @@ LINE = 2
 def trajectory(view: View, queries: Sequence[int]) -> np.ndarray:
     """
     Left, in the whole image, the way of the centres of all `queries`, from the first reference to
-    the last box; right, near by, the reference of the first of them and its box in every layer.
+    the last box; right, near by, the reference of the first of them and its box in every layer. In
+    DETR, which has no references, the way begins at the first box.
 
     Args:
         queries: of the decoder, at least one.
@@ -24,25 +25,26 @@ def trajectory(view: View, queries: Sequence[int]) -> np.ndarray:
         (H, W, 3) uint8 RGB.
     """
     num_layers = view.captured.num_layers("decoder")
+    dense = view.captured.is_dense
     boxes = np.stack([view.boxes(layer) for layer in range(num_layers)])  # (layers, Q, 4)
     whole = sheet_of(view.image, 2)
     for query in queries:
         outline(whole.pixels, whole.at(boxes[-1, query]), GREEN, 1, edge=False)
     for query in queries:
-        _draw_way(whole, centres(view, query, boxes[:, query]))
+        _draw_way(whole, centres(view, query, boxes[:, query]), num_layers)
 
     query = queries[0]
-    start = view.reference("decoder", 0, query)
+    start = view.boxes(0)[query] if dense else view.reference("decoder", 0, query)
     first = start[:2][None]
-    if len(start) == 4:
+    if len(start) == 4 and not dense:
         first = np.stack((start[:2] - start[2:] / 2, start[:2] + start[2:] / 2))
     places = np.concatenate((first, boxes[:, query].reshape(-1, 2)))
     close = sheet_of(view.image, 2, window_around(places, view.image.shape))
-    if len(start) == 4:
+    if len(start) == 4 and not dense:
         outline(close.pixels, close.at(first.ravel()), WHITE, 1)
     for layer in range(num_layers):
         outline(close.pixels, close.at(boxes[layer, query]), layer_color(layer, num_layers), LINE)
-    _draw_way(close, centres(view, query, boxes[:, query]))
+    _draw_way(close, centres(view, query, boxes[:, query]), num_layers)
 
     said = view.say(view.detection_of(query, num_layers - 1))
     panels = [
@@ -51,13 +53,14 @@ def trajectory(view: View, queries: Sequence[int]) -> np.ndarray:
         ),
         Panel(f"query {query}, near by: {said}", close.pixels),
     ]
-    icons = [(dot_icon(FONT, WHITE, 4), "first reference")]
+    begin = "first box" if dense else "first reference"
+    icons = [(dot_icon(FONT, WHITE, 4), begin)]
     icons += [
         (swatch(FONT, layer_color(layer, num_layers)), f"layer {layer}")
         for layer in range(num_layers)
     ]
     icons.append((box_icon(FONT, GREEN, 1, edge=False), "last box"))
-    return picture("From the reference to the box, layer by layer", panels, icons)
+    return picture(f"From the {begin} to the last box, layer by layer", panels, icons)
 
 
 def centres(view: View, query: int, boxes: np.ndarray) -> np.ndarray:
@@ -66,16 +69,18 @@ def centres(view: View, query: int, boxes: np.ndarray) -> np.ndarray:
         boxes: (layers, 4), (x1, y1, x2, y2) px, of the query.
 
     Returns:
-        (1 + layers, 2), (x, y) px: of the first reference, then of the boxes.
+        (1 + layers, 2), (x, y) px: of the first reference, then of the boxes; in DETR (layers, 2),
+        of the boxes.
     """
-    reference = view.reference("decoder", 0, query)[:2]
-    return np.concatenate((reference[None], (boxes[:, :2] + boxes[:, 2:]) / 2))
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    if view.captured.is_dense:
+        return middles
+    return np.concatenate((view.reference("decoder", 0, query)[None, :2], middles))
 
 
-def _draw_way(sheet: Sheet, way: np.ndarray) -> None:
-    num_layers = len(way) - 1
+def _draw_way(sheet: Sheet, way: np.ndarray, num_layers: int) -> None:
+    """Arrows, each of the colour of the layer that it leads to."""
     places = sheet.at(way)
-    for layer in range(num_layers):
-        color = layer_color(layer, num_layers)
-        arrow(sheet.pixels, places[layer], places[layer + 1], color, LINE)
+    for layer, (start, end) in enumerate(zip(places, places[1:]), num_layers - len(places) + 1):
+        arrow(sheet.pixels, start, end, layer_color(layer, num_layers), LINE)
     dot(sheet.pixels, places[0], 3, WHITE)

@@ -74,6 +74,12 @@ class View(NamedTuple):
             self.reference(kind, layer, query),
         )
 
+    def attention_map(self, kind: str, layer: int, query: int) -> np.ndarray:
+        """(h, w), of DETR: what a query reads of each cell of the image, the mean over heads."""
+        weights = self.captured.attention[kind, layer].weights([query])[self.index, :, 0].mean(0)
+        columns, rows = self.valid_cells(0)
+        return _numpy(weights.unflatten(0, self.shapes[0]))[:rows, :columns]
+
     def reference(self, kind: str, layer: int, query: int) -> np.ndarray:
         """What the query looks around: (2,), (x, y), or (4,), (cx, cy, w, h), px."""
         references = self.captured.attention[kind, layer].level_reference_points
@@ -103,7 +109,8 @@ class View(NamedTuple):
 
     def scores(self, layer: int) -> Tensor:
         """(Q, K) in [0, 1], of a decoder layer."""
-        return self.captured.layer_outputs(layer)["pred_logits"][self.index].float().sigmoid()
+        logits = self.captured.layer_outputs(layer)["pred_logits"][self.index]
+        return self.captured.class_probability(logits)
 
     def detection_of(self, query: int, layer: int) -> Detection:
         """The best class of a query."""
