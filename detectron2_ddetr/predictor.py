@@ -107,8 +107,9 @@ class Predictor:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         require_weights(cfg)
         trained = load_trained_model(cfg)
+        model = trained.model.for_inference(int8=cfg.TEST.INT8)
         mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
-        return {**trained._asdict(), "mapper": mapper}
+        return {**trained._asdict(), "model": model, "mapper": mapper}
 
     @classmethod
     def from_run(

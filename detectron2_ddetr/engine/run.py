@@ -183,7 +183,8 @@ def main(args: argparse.Namespace, more_hooks: Sequence[HookBase] = ()) -> dict 
             "MODEL.WEIGHTS and --resume, which means the last checkpoint of OUTPUT_DIR, cannot "
             "both be evaluated: leave one out"
         )
-    results = Trainer.test(cfg, load_trained_model(cfg, resume=args.resume).model)
+    model = load_trained_model(cfg, resume=args.resume).model
+    results = Trainer.test(cfg, model.for_inference(int8=cfg.TEST.INT8))
     if comm.is_main_process():
         for line in summary_lines(finite_results(results), cfg.DATASETS.TEST):
             logger.info(line)

@@ -51,7 +51,7 @@ class DeformableTransformerEncoderLayer(nn.Module):
             src + pos_embed, level_reference_points, src, spatial_shapes, padding_mask
         )
         src = self.norm1(src + self.dropout1(attended))
-        hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
+        hidden = self.linear2(self.dropout2(F.relu_(self.linear1(src))))
         return self.norm2(src + self.dropout3(hidden))
 
 
