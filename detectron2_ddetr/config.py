@@ -136,6 +136,10 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     # training and evaluation: "bfloat16", or on GPUs "float16".
     cfg.SOLVER.AMP.PRECISION = "bfloat16"
 
+    # Evaluation and prediction compute most of the linear layers of the transformer in 8 bits, on
+    # CPUs.
+    cfg.TEST.INT8 = False
+
     # In how many passes, one after the other, a process computes the gradient of its share of
     # IMS_PER_BATCH: less memory, the same update.
     cfg.SOLVER.ACCUMULATION_STEPS = 1

@@ -14,6 +14,7 @@ from .checkpoint.frozen import check_frozen_layers, watch_loading
 from .checkpoint.reading import read_alike
 from .config_rules import check_config
 from .errors import InputError
+from .inference_form import inference_form
 from .inputs import check_detections, check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .modeling.activation_checkpointing import blocks_of, checkpoint_activations
@@ -154,6 +155,30 @@ class SetDetector(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    #: Whether it is what :meth:`for_inference` gives.
+    only_detects = False
+
+    def for_inference(self, *, int8: bool = False) -> "SetDetector":
+        """
+        A copy that only detects, and faster; see :func:`.inference_form.inference_form`.
+
+        Raises:
+            InputError: with `int8`, of a model that is not on a CPU.
+        """
+        return inference_form(self, int8=int8)
+
+    def train(self, mode: bool = True) -> "SetDetector":
+        """
+        Raises:
+            InputError: if the model only detects.
+        """
+        if mode and self.only_detects:
+            raise InputError(
+                "the inference form of a model cannot be trained: train the model that it was "
+                "made of, and call its for_inference() afterwards"
+            )
+        return super().train(mode)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """

@@ -63,6 +63,7 @@ def test_keys_of_detectron2_are_left_alone():
         "SOLVER.BACKBONE_MULTIPLIER",
         "SOLVER.CHECKPOINTS_TO_KEEP",
         "SOLVER.LINEAR_PROJ_MULTIPLIER",
+        "TEST.INT8",
         "INPUT.RESIZE_RULE",
         "INPUT.CROP_RESIZE_SIZES",
         "DATASETS.CLASS_NAMES",

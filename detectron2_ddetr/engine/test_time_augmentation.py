@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data.augmentation import ResizeShortSide
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
@@ -117,8 +118,19 @@ def mirrored(instances: Instances) -> Instances:
 
 
 def for_testing(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The model, with test-time augmentation if TEST.AUG.ENABLED."""
-    return DetectorWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else model
+    """
+    What evaluation, during training too, and prediction run: the model's form for inference, with
+    test-time augmentation if TEST.AUG.ENABLED.
+
+    Args:
+        model: a :class:`SetDetector`, or one in several processes.
+
+    Raises:
+        InputError: see :func:`.inference_form.inference_form`.
+    """
+    detector = model.module if isinstance(model, DistributedDataParallel) else model
+    detector = detector.for_inference(int8=cfg.TEST.INT8)
+    return DetectorWithTTA(cfg, detector) if cfg.TEST.AUG.ENABLED else detector
 
 
 def mapper_for_testing(cfg: CfgNode) -> DeformableDETRDatasetMapper:

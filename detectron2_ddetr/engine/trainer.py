@@ -341,7 +341,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, *evaluators) -> dict:
-        """As detectron2's; with test-time augmentation if TEST.AUG.ENABLED."""
+        """As detectron2's, of the form that :func:`for_testing` gives the model."""
         return super().test(cfg, for_testing(cfg, model), *evaluators)
 
     @classmethod

@@ -99,7 +99,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
             memory.padding_mask,
         )
         query = self.norm1(query + self.dropout1(attended))
-        hidden = self.linear2(self.dropout3(F.relu(self.linear1(query))))
+        hidden = self.linear2(self.dropout3(F.relu_(self.linear1(query))))
         return self.norm3(query + self.dropout4(hidden))
 
 

@@ -24,7 +24,7 @@ class EncoderLayer(nn.Module):
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:
         """The tokens, and what each has read, (N, S, C) both -> the output of the layer."""
         src = self.norm1(src + self.dropout1(attended))
-        hidden = self.linear2(self.dropout2(F.relu(self.linear1(src))))
+        hidden = self.linear2(self.dropout2(F.relu_(self.linear1(src))))
         return self.norm2(src + self.dropout3(hidden))
 
 

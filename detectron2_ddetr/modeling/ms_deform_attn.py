@@ -79,8 +79,9 @@ class MSDeformAttn(nn.Module):
         """
         value = self.value_proj(src)
         if padding_mask is not None:
-            # After the projection, so that its bias does not leak out of padding.
-            value = value.masked_fill(padding_mask[..., None], 0.0)
+            # After the projection, so that its bias does not leak out of padding. In place, since
+            # no gradient of the projection asks for what it gave.
+            value = value.masked_fill_(padding_mask[..., None], 0.0)
         per_head = (self.n_heads, self.n_levels * self.n_points)
         if isinstance(spatial_shapes, Tensor):
             spatial_shapes = spatial_shapes.tolist()

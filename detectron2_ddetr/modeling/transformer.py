@@ -109,10 +109,10 @@ class DeformableTransformer(nn.Module):
         level_embed = self.level_embed.unbind()
         if len(maps) != len(level_embed):
             raise ValueError(f"got {len(maps)} levels, the transformer has {len(level_embed)}")
-        # In the type of the weights, which the encoder multiplies them with.
+        # In the type of the tokens, so that no layer casts their sum.
         pos_embeds = [
-            pos.to(level.dtype) + level.view(1, -1, 1, 1)
-            for pos, level in zip(pos_embeds, level_embed)
+            (pos.to(level.dtype) + level.view(1, -1, 1, 1)).to(tokens.dtype)
+            for pos, level, tokens in zip(pos_embeds, level_embed, maps)
         ]
         return self.encoder(Memory.from_maps(maps, padding_masks), flatten_maps(pos_embeds))
 
