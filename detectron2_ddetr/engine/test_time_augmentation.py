@@ -50,6 +50,7 @@ class DetectorWithTTA(nn.Module):
         self.resizes = list(resizes)
         self.flips = (False, True) if flip else (False,)
         self.num_detections = num_detections
+        self.train(model.training)  # an evaluation sets the mode back to what it was
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
