@@ -177,7 +177,8 @@ def test_the_readme(runs, tmp_path, monkeypatch):
     rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
     named = {name for row in rows for name in re.findall("`(.*?)`", row)}
     found = {path.name.removesuffix(".png") for path in (tmp_path / "out").rglob("*.*")}
-    assert named == found
+    # Two are of backbones that this model has not: test_backbones_that_choose_their_places.
+    assert named == found | {"convolution_points", "deformed_keys"}
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def test_predictor_and_visualizer_of_detectron2(run):  # noqa: F811
     found = DefaultPredictor(cfg)(image)["instances"]
     assert_same(found, Predictor(cfg)(image))
     best = found[:2]
+    np.random.seed(0)  # of which it draws its colours; some are black, as the picture is here
     metadata = MetadataCatalog.get("interoperability").set(thing_classes=NAMES)
     drawing = Visualizer(np.zeros_like(image), metadata).draw_instance_predictions(best)
     pixels = drawing.get_image()
