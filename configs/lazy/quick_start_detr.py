@@ -7,17 +7,11 @@ from .quick_start import dataloader, lr_multiplier, model, optimizer, train
 model._target_ = DETR
 model.backbone.out_features = ["res5"]
 model.backbone.stages[3].update(stride_per_block=[1, 1, 1], dilation_per_block=[1, 2, 2])
+sizes = ("d_model", "n_heads", "num_encoder_layers", "num_decoder_layers", "dim_feedforward")
+published.head.transformer.update({key: model.head.transformer[key] for key in (*sizes, "dropout")})
 model.head = published.head
 model.head.update(num_classes=3, num_queries=60)
 model.head.input_proj.in_channels = 256
-model.head.transformer.update(
-    d_model=128,
-    n_heads=4,
-    num_encoder_layers=2,
-    num_decoder_layers=3,
-    dim_feedforward=128,
-    dropout=0.0,
-)
 model.criterion = published.criterion
 optimizer.params.linear_proj_multiplier = 1.0
 train.output_dir = "output/quick_start_detr"

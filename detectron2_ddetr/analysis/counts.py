@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of a model, part by part; nothing is computed for them."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,7 +30,8 @@ class Network(nn.Module):
         sizes = [(images.shape[-2], images.shape[-1])] * len(images)
         outputs = self.model.network_outputs(ImageList(images, sizes))
         # A layer whose output is not returned would be left out of a traced program.
-        layers = [outputs, *outputs["aux_outputs"], outputs.get("enc_outputs", {})]
+        layers = [outputs, *outputs["aux_outputs"]]
+        layers += [outputs[key] for key in ("enc_outputs", "interm_outputs") if key in outputs]
         return tuple(x for layer in layers for x in layer.values() if isinstance(x, Tensor))
 
     def image(self, size: tuple[int, int]) -> Tensor:
@@ -70,14 +72,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> list[Part]:
         multiplications with an addition, half of what PyTorch's counter says.
     """
     network = Network(model)
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    # Of learned queries that go into a layer, the counter would ask for the gradient.
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    with _without_gradients(model), FlopCounterMode(display=False) as counter:
         network(network.image(size))
-    for parameter in trained:
-        parameter.requires_grad_()
     counts = counter.get_flop_counts()
 
     def flops(name: str, module: nn.Module) -> int:
@@ -90,7 +86,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> list[Part]:
     def part(name: str, module: nn.Module, macs: int) -> Part:
         parameters = list(module.parameters())
         numbers = sum(p.numel() for p in parameters)
-        return Part(name, numbers, sum(p.numel() for p in parameters if p in trained), macs)
+        return Part(name, numbers, sum(p.numel() for p in parameters if p.requires_grad), macs)
 
     def parts(around: Part, module: nn.Module) -> Iterator[Part]:
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
@@ -104,6 +100,22 @@ def count(model: nn.Module, size: tuple[int, int]) -> list[Part]:
 
     whole = part("", model, counter.get_total_flops() // 2)
     return [*parts(whole, model), whole]
+
+
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """
+    PyTorch's counter looks for the gradient of what enters a module, which a part of a weight that
+    is made under `no_grad`, such as a learned query, says that it has, and has not.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def count_by_fvcore(network: Network, images: Tensor) -> dict[str, int]:

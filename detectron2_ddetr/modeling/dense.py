@@ -96,19 +96,17 @@ class DenseDecoderLayer(nn.Module):
         Returns:
             (N, Q, C).
         """
-        positioned = query + query_pos
-        attended, _ = self.self_attn(
-            positioned, positioned, query, attn_mask=attn_mask, need_weights=False
-        )
-        query = self.norm1(query + self.dropout(attended))
-        attended, _ = self.multihead_attn(
+        own = query + query_pos
+        seen, _ = self.self_attn(own, own, query, attn_mask=attn_mask, need_weights=False)
+        query = self.norm1(query + self.dropout(seen))
+        read, _ = self.multihead_attn(
             query + query_pos,
             memory.tokens + memory.pos_embed,
             memory.tokens,
             key_padding_mask=memory.padding_mask,
             need_weights=False,
         )
-        query = self.norm2(query + self.dropout(attended))
+        query = self.norm2(query + self.dropout(read))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(query))))
         return self.norm3(query + self.dropout(hidden))
 
