@@ -1,6 +1,7 @@
 # make demo   learn blood cells on this machine, evaluate, draw the results (about 10 minutes)
 # make demo-pretrained   evaluate the model that comes with the package, draw what it finds
 # make test   the whole test suite
+# make benchmark  repeat BENCHMARKS.md on this machine, which should do nothing else (hours)
 # make wheel  a wheel with compiled kernels in dist, for any torch from 2.10 on
 # make sanitize   the operator's tests with its CPU kernels under AddressSanitizer and UBSan
 #
@@ -18,7 +19,7 @@ OUTPUT := output/demo
 PRETRAINED := --config-file $(CONFIG) --weights \
   package://detectron2_ddetr/model_zoo/weights/quick_start.pth OUTPUT_DIR $(OUTPUT)-pretrained
 
-.PHONY: demo demo-pretrained test wheel sanitize environment pytest
+.PHONY: demo demo-pretrained test benchmark wheel sanitize environment pytest
 
 demo: environment
 	rm -rf $(OUTPUT)
@@ -32,6 +33,9 @@ demo-pretrained: environment
 # Two processes of one thread each: most tests are too small for threads to help.
 test: pytest
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rs -n 2 tests
+
+benchmark: environment
+	$(PYTHON) tools/benchmark_page.py --output output/benchmark
 
 wheel: environment
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

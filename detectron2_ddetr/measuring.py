@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import re
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,6 +53,12 @@ def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float | N
     before = kib("VmRSS")
     run()
     return (kib("VmHWM") - before) / 1024
+
+
+def power(sizes: Sequence[float], amounts: Sequence[float]) -> float:
+    """By which power of the sizes the amounts grow, by least squares of the logarithms."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, amounts))
+    return statistics.linear_regression(x, y).slope
 
 
 def machine(device: torch.device) -> str:

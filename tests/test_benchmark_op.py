@@ -107,7 +107,7 @@ def test_the_inputs_of_both_entries_mean_the_same(benchmark_op):
 
 def test_scaling(benchmark_op, capsys):
     pixels = [1.0, 10.0, 100.0]
-    assert benchmark_op.slope(pixels, [3 * x**1.5 for x in pixels]) == pytest.approx(1.5)
+    assert benchmark_op.power(pixels, [3 * x**1.5 for x in pixels]) == pytest.approx(1.5)
     arguments = ["--scaling", "40", "80", "--repeat", "1", "--turn", "0.001"]
     arguments += ["--other", "fallback", "--entry", "fused", "--pass", "forward", "--markdown"]
     benchmark_op.main(arguments)
@@ -116,7 +116,7 @@ def test_scaling(benchmark_op, capsys):
     ours, other = re.search(r"float32, fused, forward, fallback: (\S+) / (\S+)", text).groups()
     first, second = ([spread(cell)[0] for cell in row[5:7]] for row in rows(text)[1:])
     for got, small, large in zip((ours, other), first, second):
-        expected = benchmark_op.slope([1, 4], [small, large])
+        expected = benchmark_op.power([1, 4], [small, large])
         assert float(got) == pytest.approx(expected, abs=0.01)
 
 

@@ -112,7 +112,7 @@ FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
     {"config", "config_rules", "query_rules", "backbones", "stock_trainer", "counters"},
-    {"build", "collect_env", "inputs", "measuring"},
+    {"build", "collect_env", "inputs", "measuring", "inference_form"},
     {"data", "checkpoint", "meta_arch", "systems"},
     {"engine", "analysis"},
     {"visualization", "model_zoo", "predictor"},

@@ -15,14 +15,19 @@ dict, {"config_file", "opts", "config": the config}, and returns two functions:
 [0, 1]. They are the tensors that the model itself reads, which is checked before anything is timed.
 
 With SOLVER.AMP.ENABLED the peer is the same model in float32.
+
+Several configs are measured one after the other. `--csv FOLDER` adds the rows to a file there that
+is named by the processor, its threads and the version of torch.
 """
 
 import argparse
 import copy
+import csv
 import datetime
 import importlib
 import math
 import os
+import re
 import statistics
 import sys
 import time
@@ -41,6 +46,8 @@ from detectron2_ddetr.engine.trainer import Trainer  # noqa: E402
 from detectron2_ddetr.measuring import Sides, machine, measure, peak_extra_mib  # noqa: E402
 from detectron2_ddetr.toolbox import Boxes, CfgNode, Instances  # noqa: E402
 
+#: Of the sides, as columns.
+QUANTITIES = ("median", "least", "most")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -86,10 +93,9 @@ def same_inputs(first: tuple[list[Tensor], list[dict]], other: tuple) -> bool:
 def our_functions(cfg: CfgNode, model: nn.Module) -> tuple[Callable, Callable]:
     """(train_step, infer) of this package; both take a batch of the data loader."""
     optimizer = Trainer.build_optimizer(cfg, model)
+    detector = model.for_inference()
 
     def train_step(batch: list[dict]) -> float:
-        if not model.training:  # setting the mode costs a millisecond, once
-            model.train()
         loss = sum(model(batch).values())
         value = loss.item()  # as the trainer does: an update needs a finite loss
         optimizer.zero_grad()
@@ -99,25 +105,60 @@ def our_functions(cfg: CfgNode, model: nn.Module) -> tuple[Callable, Callable]:
 
     @torch.no_grad()
     def infer(batch: list[dict]) -> None:
-        if model.training:
-            model.eval()
-        model(batch)
+        detector(batch)
 
     return train_step, infer
 
 
-def summary(seconds: dict[str, list[float]]) -> list[str]:
-    """Cells: ours, peer, ratio ours / peer; median and [least, most]. Empty without a peer."""
-    ratios = [a / b for a, b in zip(seconds["ours"], seconds.get("peer", []))]
-    cells = [seconds["ours"], seconds.get("peer", []), ratios]
-    return [f"{statistics.median(x):.3f} [{min(x):.3f}, {max(x):.3f}]" if x else "" for x in cells]
+def spread(values: list[float]) -> list[float]:
+    """Of :data:`QUANTITIES`; nothing of nothing."""
+    return [statistics.median(values), min(values), max(values)] if values else []
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Of ours, peer, and their ratio turn by turn: the spread. Empty without a peer."""
+    ours, peer = seconds["ours"], seconds.get("peer", [])
+    ratios = [a / b for a, b in zip(ours, peer)]
+    return {"ours, s": spread(ours), "peer, s": spread(peer), "ours / peer": spread(ratios)}
+
+
+def markdown(row: dict[str, object]) -> str:
+    """A row as BENCHMARKS.md has it."""
+    cells = [
+        "{:.3f} [{:.3f}, {:.3f}]".format(*cell) if cell and isinstance(cell, list) else cell
+        for cell in row.values()
+    ]
+    return f"| {' | '.join(str(cell or '') for cell in cells)} |"
+
+
+def csv_file(folder: str, machine: str, threads: int) -> Path:
+    """Named by what its numbers are of."""
+    name = f"{machine}, {threads} threads, torch {torch.__version__}"
+    return Path(folder) / f"{re.sub('[^A-Za-z0-9.]+', '_', name)}.csv"
+
+
+def add_to_csv(path: Path, row: dict[str, object]) -> None:
+    """One line; median, least and most have columns of their own."""
+    flat: dict[str, object] = {}
+    for name, cell in row.items():
+        if isinstance(cell, list):
+            flat |= {f"{name}, {q}": x for q, x in zip(QUANTITIES, cell or [""] * 3)}
+        else:
+            flat[name] = cell
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(flat))
+        if new:
+            writer.writeheader()
+        writer.writerow(flat)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     add = parser.add_argument
-    add("--config-file", required=True)
+    add("--config-file", required=True, action="append", help="may be given several times")
     add("--image-size", nargs=2, type=int, help="H W of noise images; default: the training set")
     add("--num-boxes", type=int, default=10, help="per noise image")
     add("--batch-size", type=int, help="default: SOLVER.IMS_PER_BATCH")
@@ -127,23 +168,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, help="default: PyTorch's own choice")
     add("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1: on a busy machine")
     add("--markdown", action="store_true", help="print rows for BENCHMARKS.md")
+    add("--csv", metavar="FOLDER", help="add the rows to a file there")
     add("opts", nargs="*", help="KEY VALUE pairs that change the config")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    opts = args.opts + (["SOLVER.IMS_PER_BATCH", args.batch_size] if args.batch_size else [])
-    cfg = load_config(args.config_file, opts)
-    if cfg.SOLVER.AMP.ENABLED and args.peer:
-        raise SystemExit("SOLVER.AMP.ENABLED is measured beside float32, not beside a --peer")
     if args.threads:
         torch.set_num_threads(args.threads)
+    for number, config_file in enumerate(args.config_file):
+        compare(config_file, args, heading=not args.markdown and number == 0)
+    if not args.markdown:
+        print(describe_environment())
+
+
+def compare(config_file: str, args: argparse.Namespace, heading: bool) -> None:
+    """Measures a config and prints its rows."""
+    opts = args.opts + (["SOLVER.IMS_PER_BATCH", args.batch_size] if args.batch_size else [])
+    cfg = load_config(config_file, opts)
+    if cfg.SOLVER.AMP.ENABLED and args.peer:
+        raise SystemExit("SOLVER.AMP.ENABLED is measured beside float32, not beside a --peer")
     torch.manual_seed(max(cfg.SEED, 0))
     model = Trainer.build_model(cfg)
     # Frozen layers count as loaded: only the time is of interest.
     model.load_state_dict(model.state_dict(), strict=False)
-    device = model.device
+    device, threads = model.device, torch.get_num_threads()
     load = os.getloadavg()[0]
     if args.image_size:
         batch = synthetic_batch(cfg, tuple(args.image_size), args.num_boxes)
@@ -155,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.peer:
         images, targets = seen = seen_by_model(model, batch)
         module, function = args.peer.split(":")
-        description = {"config_file": args.config_file, "opts": opts, "config": cfg}
+        description = {"config_file": config_file, "opts": opts, "config": cfg}
         peer_step, peer_infer = getattr(importlib.import_module(module), function)(description)
         training["peer"] = lambda: peer_step(images, targets)
         inference["peer"] = lambda: peer_infer(images[:1])
@@ -177,20 +227,23 @@ def main(arguments: list[str] | None = None) -> None:
 
     sizes = " ".join(sorted({"x".join(map(str, x["image"].shape[-2:])) for x in batch}))
     clock = f"{args.repeat} turns, {args.clock} clock, load {load:.1f} before"
-    setting = f"{machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    setting = f"{machine(device)}, {threads} threads, torch {torch.__version__}"
     setting = f"{clock}, {setting}, {datetime.date.today().isoformat()}"
-    if not args.markdown:
-        print("| config | what | ours, s | peer, s | ours / peer | ours, MiB | peer, MiB | how |")
     for name, sides, size in (("training step", training, len(batch)), ("inference", inference, 1)):
-        cells = summary(measure(sides, args.repeat, args.warmup, CLOCKS[args.clock], device))
-        peaks = [peak_extra_mib(sides[k], device) if k in sides else None for k in ("ours", "peer")]
-        cells += ["" if peak is None else f"{peak:.0f}" for peak in peaks]
-        first = [Path(args.config_file).stem, f"{name}, batch {size}, {sizes}"]
-        print("|", " | ".join([*first, *cells, setting]), "|", flush=True)
+        row = {"config": Path(config_file).stem, "what": f"{name}, batch {size}, {sizes}"}
+        row |= summary(measure(sides, args.repeat, args.warmup, CLOCKS[args.clock], device))
+        for side in ("ours", "peer"):
+            peak = peak_extra_mib(sides[side], device) if side in sides else None
+            row[f"{side}, MiB"] = None if peak is None else f"{peak:.0f}"
+        row["how"] = setting
+        if heading and name == "training step":
+            print(f"| {' | '.join(row)} |")
+        print(markdown(row), flush=True)
+        if args.csv:
+            add_to_csv(csv_file(args.csv, machine(device), threads), row)
     if not args.markdown:
         boxes = sum(len(x["instances"]) for x in batch)
-        print(f"\nmedian [least, most]; {boxes} boxes; first losses {losses}")
-        print(describe_environment())
+        print(f"\nmedian [least, most]; {boxes} boxes; first losses {losses}\n")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detectron2_ddetr.collect_env import describe_environment
+from detectron2_ddetr.measuring import power
 from detectron2_ddetr.modeling.memory import cell_centres
 from detectron2_ddetr.modeling.ms_deform_attn import MSDeformAttn
 from detectron2_ddetr.modeling.ops.extension import describe_backend
@@ -436,12 +437,6 @@ def compare(
     return medians
 
 
-def slope(pixels: Sequence[float], seconds: Sequence[float]) -> float:
-    """Of log seconds over log pixels, by least squares: 1 where time grows with the area."""
-    x, y = ([math.log(v) for v in values] for values in (pixels, seconds))
-    return statistics.linear_regression(x, y).slope
-
-
 def list_shapes(shapes: list[Shape]) -> None:
     print("| shape | levels | samples | GFLOP, f / b | MB, f / b, drop-in | MB, f / b, fused |")
     print("|---" * 6 + "|")
@@ -579,7 +574,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("\nTime grows with pixels to the power of, ours / other:\n")
         pixels = [height * width for height, width in sides]
         for key, pairs in medians.items():
-            ours, theirs = (slope(pixels, seconds) for seconds in zip(*pairs))
+            ours, theirs = (power(pixels, seconds) for seconds in zip(*pairs))
             print(f"* {', '.join(key)}: {ours:.3f} / {theirs:.3f}")
     print(f"\n{describe_run(args, clock, others, load)}")
     if not args.markdown:

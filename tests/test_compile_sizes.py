@@ -1,0 +1,60 @@
+"""torch.compile of a model: one program for images of all sizes, with the same numbers."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing import assert_close
+
+from .test_inference_form import raw
+from .test_meta_arch import NODE, build, image
+
+#: None is small: where a level has but one or two cells, PyTorch makes a program of its own.
+SIZES = [(120, 168), (168, 120), (144, 144), (128, 192), (192, 140)]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="inductor needs a C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def tiny(precision):
+    return build(
+        # fmt: off
+        "MODEL.BACKBONE.NAME", "build_tiny_backbone", NODE + "IN_FEATURES", ["fine", "coarse"],
+        NODE + "NUM_FEATURE_LEVELS", 3, NODE + "ENC_LAYERS", 1, NODE + "DEC_LAYERS", 2,
+        NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True,
+        "SOLVER.AMP.ENABLED", precision == "bfloat16",
+        # fmt: on
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "backend, precision",
+    [
+        ("eager", "float32"),
+        ("eager", "bfloat16"),
+        pytest.param("inductor", "float32", marks=needs_compiler),
+    ],
+)
+def test_no_program_for_each_size(backend, precision):
+    """As the README shows it: what the first image compiles, backbone and head, serves all."""
+    model = tiny(precision).for_inference()
+    programs = CompileCounterWithBackend(backend)
+    expected = [raw(model, [{"image": image(*size)}]) for size in SIZES]
+    model.backbone.compile(dynamic=True, backend=programs)
+    model.head.compile(dynamic=True, backend=programs)
+    counts = set()
+    for size, same in zip(SIZES, expected):
+        found = raw(model, [{"image": image(*size)}])
+        if precision == "float32":
+            assert_close(found["enc_outputs"], same["enc_outputs"], rtol=1e-4, atol=1e-4)
+            assert_close(found["pred_boxes"], same["pred_boxes"], rtol=1e-4, atol=1e-4)
+        counts.add(programs.frame_count)
+    assert len(counts) == 1 and counts.pop() in (2, 3)  # inductor may begin one of them anew

@@ -1,0 +1,61 @@
+"""
+Other forms of our own model as the peer of `tools/benchmark.py`, such as
+
+    python tools/benchmark.py --config-file configs/quick_start.yaml --peer benchmark_peers:compiled
+
+Above 1, `ours / peer` says how many times as fast that form is. But for `compiled` its training
+step is the same as ours.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from detectron2_ddetr.engine.trainer import Trainer
+from detectron2_ddetr.toolbox import CfgNode
+
+
+def as_trained(description: dict) -> tuple[Callable, Callable]:
+    """The model itself in evaluation mode, without :meth:`for_inference`."""
+    return _functions(description["config"], lambda model: model)
+
+
+def int8(description: dict) -> tuple[Callable, Callable]:
+    """TEST.INT8."""
+    return _functions(description["config"], lambda model: model.for_inference(int8=True))
+
+
+def compiled(description: dict) -> tuple[Callable, Callable]:
+    """Backbone and head by torch.compile, for all sizes of images, in training and inference."""
+    return _functions(description["config"], lambda model: model.for_inference(), compiled=True)
+
+
+def _functions(
+    cfg: CfgNode, form: Callable[[nn.Module], nn.Module], compiled: bool = False
+) -> tuple[Callable, Callable]:
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(model.state_dict(), strict=False)  # frozen layers count as loaded
+    optimizer = Trainer.build_optimizer(cfg, model)
+    detector = form(model)
+    if compiled:
+        for module in (model.backbone, model.head, detector.backbone, detector.head):
+            module.compile(dynamic=True)
+
+    def train_step(images: list[Tensor], targets: list[dict]) -> float:
+        model.train()
+        outputs = model.network_outputs(model.pad(images), targets)
+        loss = sum(model.criterion(outputs, targets).values())
+        value = loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return value
+
+    @torch.no_grad()
+    def infer(images: list[Tensor]) -> None:
+        detector.eval()
+        padded = detector.pad(images)
+        detector.inference(detector.network_outputs(padded), padded.image_sizes)
+
+    return train_step, infer
