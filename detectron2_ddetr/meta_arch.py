@@ -151,6 +151,10 @@ class SetDetector(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
