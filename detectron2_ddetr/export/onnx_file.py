@@ -88,12 +88,18 @@ def load(path: str) -> tuple[Callable, str]:
     """
     require_packages("onnxruntime")
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:
+    except (
+        states.Fail,
+        states.InvalidGraph,
+        states.InvalidProtobuf,
+        states.NotImplemented,
+    ) as error:
         raise InputError(f"{path}: onnxruntime cannot run it ({error})") from error
 
     def run(images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
