@@ -9,6 +9,7 @@ from .checkpoint.projects import PROJECTS
 from .demo.command import add_predict_arguments
 from .engine import run
 from .errors import explained
+from .export.command import add_export_arguments
 from .visualization.inspection.command import add_inspect_arguments
 
 EPILOG = """
@@ -20,6 +21,7 @@ examples:
   ddetr visualize output/first
   ddetr inspect output/first photo.jpg
   ddetr predict output/first photo.jpg holidays/ clip.mp4
+  ddetr export output/first --format onnx --output first.onnx
   ddetr compare output/first output/second
   ddetr analyze --config-file deformable_detr_R_50_50ep.yaml
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args, others = parser.parse_known_args(words)
     # A number below zero may be the value of a key.
-    takes_inputs = args.command in (commands.predict, commands.inspect)
+    takes_inputs = args.command in (commands.predict, commands.inspect, commands.export)
     is_option = [word[:1] == "-" and not word[1:2].isdigit() for word in others]
     if wrong := [w for w, o in zip(others, is_option) if o or not takes_inputs]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
@@ -107,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         "detect in images, videos or before a webcam with a run (first)",
     )
     add_predict_arguments(find)
+    exporter = add("export", commands.export, "write the model of a run (first) to a file")
+    add_export_arguments(exporter)
     check = add("check", commands.check, "check a data set, and that its images are there")
     check.add_argument(
         "data", help="a COCO json, or a folder with the layout of COCO, YOLO or Pascal VOC"
@@ -189,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         compare,
         analysis,
         find,
+        exporter,
         convert,
         add("env", commands.env, "print what is in use"),
     ):

@@ -1,6 +1,7 @@
 """What the subcommands of `ddetr` do with their arguments."""
 
 import argparse
+import functools
 import os
 import sys
 import tempfile
@@ -22,7 +23,11 @@ from .engine.launch import run_in_processes
 from .engine.run_folder import require_folder
 from .engine.trained_model import files_of_run, with_weights
 from .errors import InputError, explained
-from .toolbox import get_cfg, setup_logger
+from .export.command import export as export_to_file
+from .export.formats import is_exported
+from .export.runner import load_predictor
+from .predictor import Predictor
+from .toolbox import CfgNode, get_cfg, setup_logger
 from .visualization.attention_cost import draw_attention_cost
 from .visualization.comparison import compare_runs
 from .visualization.curves_hook import DrawCurves
@@ -82,21 +87,30 @@ def visualize(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    _take_inputs(args)
     setup_logger(name="detectron2_ddetr")
-    find_in_images(load_config(args.config_file, with_weights(args.opts, args.weights)), args)
+    if not args.config_file and args.inputs and is_exported(args.inputs[0]):
+        if args.weights:
+            raise InputError(f"{args.inputs[0]} has its own weights: leave --weights out")
+        make = functools.partial(load_predictor, args.inputs.pop(0))
+    else:
+        make = functools.partial(Predictor, _config_of_inputs(args))
+    find_in_images(make, args)
+
+
+def export(args: argparse.Namespace) -> None:
+    setup_logger(name="detectron2_ddetr")
+    export_to_file(_config_of_inputs(args), args)
 
 
 def inspect(args: argparse.Namespace) -> None:
-    _take_inputs(args)
     setup_logger(name="detectron2_ddetr")
-    cfg = load_config(args.config_file, with_weights(args.opts, args.weights))
+    cfg = _config_of_inputs(args)
     args.output = args.output or os.path.join(cfg.OUTPUT_DIR, "inspect")
     require_folder(args.output, make=True)
     look_into_images(cfg, args.inputs, args)
 
 
-def _take_inputs(args: argparse.Namespace) -> None:
+def _config_of_inputs(args: argparse.Namespace) -> CfgNode:
     """From words without dashes: the run, its inputs, and the KEY VALUE pairs."""
     # The first word that is a config key, and no file, begins the KEY VALUE pairs.
     words, keys = args.inputs, set(get_cfg())
@@ -106,6 +120,7 @@ def _take_inputs(args: argparse.Namespace) -> None:
     if not args.config_file:
         args.run = args.inputs.pop(0) if args.inputs else ""
     read_run(args)
+    return load_config(args.config_file, with_weights(args.opts, args.weights))
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -156,6 +156,10 @@ class SetDetector(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
     #: Whether it is what :meth:`for_inference` gives.
     only_detects = False
 

@@ -115,7 +115,7 @@ FLOORS = [
     {"build", "collect_env", "inputs", "measuring", "inference_form"},
     {"data", "checkpoint", "meta_arch", "systems"},
     {"engine", "analysis"},
-    {"visualization", "model_zoo", "predictor"},
+    {"visualization", "model_zoo", "predictor", "export"},
     {"adapters", "demo"},
     {"plugin", "cli", "commands", "evaluate"},
     {"tools", "train_net"},

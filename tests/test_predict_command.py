@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ddetr import Predictor, cli
-from detectron2_ddetr.demo import command, frames
+from detectron2_ddetr import Predictor, cli, commands
+from detectron2_ddetr.demo import frames
 from detectron2_ddetr.engine import run as run_module
 from detectron2_ddetr.evaluate import evaluate
 from detectron2_ddetr.toolbox import Boxes, Instances
@@ -141,8 +141,10 @@ def test_no_detection_reaches_the_score(run, tmp_path, capsys):  # noqa: F811
 def test_options_and_keys_between_and_behind_the_inputs(run, tmp_path, monkeypatch):  # noqa: F811
     """They reach the predictor; without --ids-of the json has paths, and the ids of the run."""
     taken = []
-    make = command.Predictor
-    monkeypatch.setattr(command, "Predictor", lambda *a, **k: taken.append((a, k)) or make(*a, **k))
+    make = commands.Predictor
+    monkeypatch.setattr(
+        commands, "Predictor", lambda *a, **k: taken.append((a, k)) or make(*a, **k)
+    )
     (tmp_path / "INPUT.png").write_bytes(b"")
     Image.fromarray(picture()).save("INPUT.png")
     words = [

@@ -9,14 +9,14 @@ from contextlib import ExitStack, suppress
 
 from ..data.findings import counted
 from ..data.time_left import TimeLeft
+from ..engine.ids import Ids, ids_in_json
 from ..engine.run import take_inputs
 from ..errors import InputError
 from ..predictor import Predictor, batches
-from ..toolbox import CfgNode, Instances
+from ..toolbox import Instances
 from ..visualization.detections import draw_instances
 from ..visualization.text import readable_names
 from .frames import Frame, Skipped, Video, read_pictures
-from .ids import Ids, ids_in_json
 from .outputs import results_file, video_file, write_detections
 from .plan import Plan, plan_of
 
@@ -55,10 +55,10 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=1, metavar="N", help="images at a time")
 
 
-def predict(cfg: CfgNode, args: argparse.Namespace) -> None:
+def predict(make_predictor: Callable[..., Predictor], args: argparse.Namespace) -> None:
     """
     Args:
-        cfg: with MODEL.WEIGHTS.
+        make_predictor: takes the arguments of :class:`Predictor` from `array_format` on.
         args: of :func:`add_predict_arguments`, and `inputs`, a list.
 
     Raises:
@@ -66,8 +66,7 @@ def predict(cfg: CfgNode, args: argparse.Namespace) -> None:
             something was skipped.
     """
     plan = plan_of(args)
-    predictor = Predictor(
-        cfg,
+    predictor = make_predictor(
         batch_size=args.batch_size,
         max_detections=args.top_k,
         classes=args.classes,
@@ -77,7 +76,7 @@ def predict(cfg: CfgNode, args: argparse.Namespace) -> None:
     run = _Run(predictor, args.score_threshold, plan)
     with ExitStack() as stack:
         if args.json:
-            ids = _ids(args.ids_of, plan, predictor, cfg.MODEL.DETR.NUM_CLASSES)
+            ids = _ids(args.ids_of, plan, predictor)
             run.add_results(stack.enter_context(results_file(args.json, ids)))
         run.pictures()
         for source in plan.videos:
@@ -85,11 +84,11 @@ def predict(cfg: CfgNode, args: argparse.Namespace) -> None:
     run.say_what_was_done(args.json)
 
 
-def _ids(truth: str | None, plan: Plan, predictor: Predictor, num_classes: int) -> Ids:
+def _ids(truth: str | None, plan: Plan, predictor: Predictor) -> Ids:
     """Those of a json, or of the data that the model was trained on, or numbers and paths."""
     if truth:
         return ids_in_json(truth, plan.pictures, predictor.class_names)
-    return Ids(dict(enumerate(predictor.category_ids or range(num_classes))), {})
+    return Ids(dict(enumerate(predictor.category_ids or range(predictor.model.num_classes))), {})
 
 
 class _Run:

@@ -10,13 +10,13 @@ import numpy as np
 
 from ..data.findings import counted
 from ..engine.detections_file import columns_of, results_of
+from ..engine.ids import Ids
 from ..errors import InputError
 from ..toolbox import Instances
 from ..visualization.detections import picture_of_detections
 from ..visualization.drawing import write_picture
 from ..visualization.text import readable
 from .frames import Frame
-from .ids import Ids
 
 #: px; a .jpg cannot be longer.
 LONGEST_JPEG = 65_500

@@ -62,6 +62,10 @@ class DetectorWithTTA(nn.Module):
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """
         Args:

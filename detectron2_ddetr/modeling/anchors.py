@@ -82,6 +82,11 @@ class AnchorTransformer(DeformableTransformer):
     def make_query_embed(self, num_queries: int, content_dim: int) -> nn.Embedding:
         return nn.Embedding(num_queries, content_dim)
 
+    def keep_queries(self, num_queries: int) -> None:
+        """Forgets the anchors after the first `num_queries`."""
+        anchors = self.refpoint_embed.weight.detach()[:num_queries]
+        self.refpoint_embed = nn.Embedding.from_pretrained(anchors.clone())
+
     def initial_queries(
         self, memory: Memory, query_embed: Tensor, score_tokens: ScoreTokens, num_extra: int = 0
     ) -> QuerySet:

@@ -49,6 +49,9 @@ class DenseTransformer(nn.Module):
         """The position of each query."""
         return nn.Embedding(num_queries, self.d_model)
 
+    def keep_queries(self, num_queries: int) -> None:
+        """As :meth:`DeformableTransformer.keep_queries`."""
+
     def encode(
         self, maps: list[Tensor], padding_masks: list[Tensor], pos_embeds: list[Tensor]
     ) -> Memory:

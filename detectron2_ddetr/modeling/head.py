@@ -144,6 +144,21 @@ class DeformableDETRHead(nn.Module):
         """Of each class on its own, (..., K) -> (..., K), at least float32."""
         return at_least_float32(logits).sigmoid()
 
+    def drop_training_parts(self) -> None:
+        """
+        Takes out what no detection depends on: denoising, queries of one-to-many matching, and the
+        class heads of all decoder layers but the last, whose predictions are no longer any.
+        """
+        if self.query_embed is not None:
+            content = self.query_embed.weight.detach()[: self.num_queries]
+            if self._indicator():
+                content = F.pad(content, (0, 1))
+            self.query_embed = nn.Embedding.from_pretrained(content.clone())
+        self.denoising = self.one_to_many = None
+        self.transformer.keep_queries(self.num_queries)
+        for layer in range(self.transformer.num_decoder_layers - 1):
+            self.class_embed[layer] = nn.Identity()
+
     def forward(
         self, features: list[Tensor], padding_mask: Tensor, targets: Targets | None = None
     ) -> dict:

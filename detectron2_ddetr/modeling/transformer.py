@@ -79,6 +79,9 @@ class DeformableTransformer(nn.Module):
         """
         return nn.Embedding(num_queries, self.d_model + content_dim)
 
+    def keep_queries(self, num_queries: int) -> None:
+        """Forgets what is learned here for queries after the first `num_queries`: nothing."""
+
     def make_query_layers(self) -> None:
         """Create the layers that :meth:`initial_queries` needs."""
         self.reference_points = nn.Linear(self.d_model, 2)
