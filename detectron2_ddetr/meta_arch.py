@@ -164,19 +164,11 @@ class SetDetector(nn.Module):
     only_detects = False
 
     def for_inference(self, *, int8: bool = False) -> "SetDetector":
-        """
-        A copy that only detects, and faster; see :func:`.inference_form.inference_form`.
-
-        Raises:
-            InputError: with `int8`, of a model that is not on a CPU.
-        """
+        """A copy that only detects, and faster; see :func:`.inference_form.inference_form`."""
         return inference_form(self, int8=int8)
 
     def train(self, mode: bool = True) -> "SetDetector":
-        """
-        Raises:
-            InputError: if the model only detects.
-        """
+        """As ever; an InputError if the model only detects."""
         if mode and self.only_detects:
             raise InputError(
                 "the inference form of a model cannot be trained: train the model that it was "
