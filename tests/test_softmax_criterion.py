@@ -55,6 +55,34 @@ def test_loss(counts):
     assert losses["loss_bbox"].isfinite() and losses["loss_giou"].isfinite()
 
 
+def test_phantoms_and_duplicates_cost():
+    """The order of queries and targets does not; a box of nothing has no gradient."""
+    criterion = SoftmaxCriterion(SoftmaxMatcher())
+    (target,) = targets = small_targets((2,), dtype=torch.float64)
+    logits = torch.zeros(1, 6, NUM_CLASSES + 1, dtype=torch.float64)
+    logits[..., -1] = 8.0  # no object
+    logits[0, [1, 4], -1] = 0.0
+    logits[0, [1, 4], target["labels"]] = 8.0
+    boxes = torch.full((1, 6, 4), 0.3, dtype=torch.float64)
+    boxes[0, [1, 4]] = target["boxes"]
+
+    def loss(logits, boxes, targets=targets):
+        return sum(criterion({"pred_logits": logits, "pred_boxes": boxes}, targets).values())
+
+    right = loss(logits, boxes)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    assert_close(loss(logits[:, order], boxes[:, order]), right)
+    assert_close(loss(logits, boxes, [{key: x.flip(0) for key, x in target.items()}]), right)
+    phantom, duplicate = logits.clone(), boxes.clone()
+    phantom[0, 2] = logits[0, 1]
+    duplicate[0, 2] = boxes[0, 1]
+    assert right < 0.01 and loss(phantom, boxes) > 10 * right
+    assert loss(phantom, duplicate) > 10 * right
+    boxes.requires_grad_()
+    loss(logits, boxes).backward()
+    assert not boxes.grad[0, [0, 2, 3, 5]].any()
+
+
 def test_parts_add_up_to_the_batch():
     """Each is divided by the weights of the whole, also of images that come later."""
     criterion = SoftmaxCriterion(SoftmaxMatcher())
