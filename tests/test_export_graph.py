@@ -26,7 +26,7 @@ def cfg_of(variant):
     opts += ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160]
     if variant == "dat":
         opts += ["MODEL.DETR.IN_FEATURES", ["stride32"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
-    elif "single" not in variant:
+    elif "single" not in variant and variant != "detr":
         opts += ["MODEL.DETR.IN_FEATURES", ["res3"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
     return small_cfg(*opts, config={**FAMILY, **OTHERS}[variant])
 
