@@ -44,7 +44,9 @@ def needs(format):
         *((variant, "torchscript", None) for variant in [*FAMILY, "dcn"]),
         ("two_stage", "torch.export", None),
         ("dat", "torch.export", (96, 128)),
+        ("dat", "onnx", (96, 128)),
         ("h", "onnx", (96, 128)),
+        ("detr", "onnx", None),
         ("dcn", "onnx", None),
     ],
 )
