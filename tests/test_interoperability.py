@@ -44,7 +44,8 @@ def test_predictor_and_visualizer_of_detectron2(run):  # noqa: F811
     image = cv2.imread(CELLS[0])
     assert image.shape[:2] == (480, 640)  # 96 x 128 by all rules
     found = DefaultPredictor(cfg)(image)["instances"]
-    assert_same(found, Predictor(cfg)(image))
+    # The predictor has the form for inference of the model.
+    assert_same(found, Predictor(cfg)(image), boxes=1e-3, scores=1e-5)
     best = found[:2]
     np.random.seed(0)  # of which it draws its colours; some are black, as the picture is here
     metadata = MetadataCatalog.get("interoperability").set(thing_classes=NAMES)
