@@ -130,6 +130,12 @@ def check_trainer_config(cfg: CfgNode) -> None:
             f"SOLVER.AMP.PRECISION is 'float16', but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: it is "
             "for GPUs; set SOLVER.AMP.PRECISION bfloat16"
         )
+    if cfg.TEST.INT8 and cfg.MODEL.DEVICE != "cpu":
+        # The evaluation would say so, after the first part of a training.
+        raise InputError(
+            f"TEST.INT8 is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: linear layers of 8 bits "
+            "are for CPUs; set TEST.INT8 False"
+        )
     solver = cfg.SOLVER
     images = solver.IMS_PER_BATCH // comm.get_world_size()
     if solver.ACCUMULATION_STEPS > images:

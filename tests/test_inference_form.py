@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.inference_form import Int8Linear, OneDNNLinear
 from detectron2_ddetr.toolbox import TOOLBOX, build_model
@@ -257,3 +258,6 @@ def test_8_bits_are_for_cpus():
     cfg = small_cfg("MODEL.DEVICE", "meta")
     with pytest.raises(InputError, match="TEST.INT8.* are for CPUs .* the model is on meta"):
         build_model(cfg).for_inference(int8=True)
+    cfg = small_cfg("MODEL.DEVICE", "cuda", "TEST.INT8", True)
+    with pytest.raises(InputError, match="TEST.INT8 .* MODEL.DEVICE is 'cuda'"):
+        check_trainer_config(cfg)  # before a training, rather than at its first evaluation
