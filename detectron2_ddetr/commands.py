@@ -34,6 +34,7 @@ from .visualization.curves_hook import DrawCurves
 from .visualization.inspection.command import inspect as look_into_images
 from .visualization.predictions import visualize_run
 from .visualization.training_images import DrawTrainingImages, draw_training_images
+from .visualization.training_predictions import draw_predictions
 
 
 def run_everywhere(args: argparse.Namespace) -> None:
@@ -44,7 +45,7 @@ def run_everywhere(args: argparse.Namespace) -> None:
 
 def _run_here(args: argparse.Namespace) -> None:
     with explained(args.traceback):
-        run.main(args, [DrawCurves(), DrawTrainingImages()])
+        run.main(args, [DrawCurves(), DrawTrainingImages()], [draw_predictions])
 
 
 def find_config(config_file: str) -> str:

@@ -1,8 +1,11 @@
 """metrics.json, also of a training that is resumed: no row is missing, and none is there twice."""
 
+import importlib.util
 import json
 import logging
 import os
+
+import numpy as np
 
 from ..errors import InputError
 from ..toolbox import HookBase, comm, hooks
@@ -60,6 +63,27 @@ def continue_history(path: str, iteration: int) -> list[dict]:
     return kept
 
 
+def usable_writers(writers: list) -> list:
+    """
+    Those of detectron2 without that of the terminal, and without that of tensorboard where it is
+    not installed, which is said.
+    """
+    writers = [w for w in writers if type(w).__name__ != "CommonMetricPrinter"]
+    if importlib.util.find_spec("tensorboard"):
+        return writers
+    kept = [writer for writer in writers if not _is_tensorboard(writer)]
+    if len(kept) < len(writers):
+        logger.warning(
+            "tensorboard is not installed, so no event files are written (pip install "
+            "tensorboard); metrics.json has the same numbers"
+        )
+    return kept
+
+
+def _is_tensorboard(writer: object) -> bool:
+    return type(writer).__name__ == "TensorboardXWriter"
+
+
 class Recorder(hooks.PeriodicWriter):
     """
     Writes after each evaluation too: of two between two writings, one would be lost. The events of
@@ -75,8 +99,13 @@ class Recorder(hooks.PeriodicWriter):
     def before_train(self) -> None:
         folder, start = self.trainer.cfg.OUTPUT_DIR, self.trainer.start_iter
         for number, writer in enumerate(self._writers):
-            if start and type(writer).__name__ == "TensorboardXWriter":
+            if start and _is_tensorboard(writer):
                 self._writers[number] = type(writer)(folder, purge_step=start)
+
+    def put_image(self, name: str, picture: np.ndarray) -> None:
+        """Keeps an (H, W, 3) uint8 RGB picture for tensorboard; nobody else would take it away."""
+        if any(map(_is_tensorboard, self._writers)):
+            self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..checkpoint.class_names import read_class_names
 from ..checkpoint.files import last_checkpoint
@@ -153,12 +153,17 @@ def _dry_run(cfg: CfgNode) -> None:
         logger.info(dry_run(trainer))
 
 
-def main(args: argparse.Namespace, more_hooks: Sequence[HookBase] = ()) -> dict | None:
+def main(
+    args: argparse.Namespace,
+    more_hooks: Sequence[HookBase] = (),
+    after_evaluation: Sequence[Callable[[Trainer], None]] = (),
+) -> dict | None:
     """
     Train or evaluate as `args` say.
 
     Args:
         more_hooks: of a training, called after those of the trainer.
+        after_evaluation: see :class:`Trainer`.
 
     Returns:
         The results of the last evaluation on the main process.
@@ -175,6 +180,7 @@ def main(args: argparse.Namespace, more_hooks: Sequence[HookBase] = ()) -> dict 
             default_setup(cfg, args)
             trainer = Trainer(cfg)
             trainer.register_hooks(list(more_hooks))
+            trainer.after_evaluation.extend(after_evaluation)
             trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     default_setup(cfg, args)

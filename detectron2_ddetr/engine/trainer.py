@@ -1,11 +1,11 @@
 """The trainer: detectron2's, made safe against interruption and resumable to the bit."""
 
-import importlib.util
 import logging
 import os
 import random
 import warnings
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from .box_metrics import summary_lines
 from .console import Progress
 from .early_stop import EarlyStop, StoppedEarly
 from .evaluator import build_evaluator, finite_results
-from .history import MissedEvaluation, Recorder, continue_history
+from .history import MissedEvaluation, Recorder, continue_history, usable_writers
 from .interruption import InterruptionGuard
 from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
@@ -146,6 +146,8 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.TEST:
             self.best = BestCheckpoint(self.checkpointer, cfg.DATASETS.TEST[0], decay)
         self.guard = InterruptionGuard(self.checkpointer, optimizer, loader)
+        #: Called with this trainer, on the main process, after each evaluation.
+        self.after_evaluation: list[Callable[[TrainerBase], None]] = []
         self.register_hooks(self.build_hooks())
 
     def _train_loader(self) -> DataLoader:
@@ -164,14 +166,17 @@ class Trainer(DefaultTrainer):
                 logger.info(f"iteration {self.iter}, {line}")
             if self.best is not None:
                 self.best.update(results)
+            if self.cfg.DATASETS.TEST and comm.is_main_process():
+                for function in self.after_evaluation:
+                    function(self)
             return results
 
         evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
         solver, folder, main = self.cfg.SOLVER, self.cfg.OUTPUT_DIR, comm.is_main_process()
         period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP
         patience, eval_period = solver.EARLY_STOP_PATIENCE, self.cfg.TEST.EVAL_PERIOD
-        recorded = [Recorder(self.build_writers(), 20, eval_period)] if main else []
-        self._missed = MissedEvaluation(evaluation, *recorded)
+        self._recorders = [Recorder(self.build_writers(), 20, eval_period)] if main else []
+        self._missed = MissedEvaluation(evaluation, *self._recorders)
         return [
             self.step_seed,
             hooks.IterationTimer(),
@@ -184,7 +189,7 @@ class Trainer(DefaultTrainer):
             Diagnostics(),
             *([Progress()] if main else []),
             evaluation,
-            *recorded,
+            *self._recorders,
             self._missed,
             # After the writer, so that the last evaluation is written.
             *([EarlyStop(self.best, patience, eval_period)] if patience else []),
@@ -195,17 +200,12 @@ class Trainer(DefaultTrainer):
         detectron2's, without that of the terminal, which :class:`Progress` is; that of tensorboard
         only where it is installed, which is said.
         """
-        writers = super().build_writers()
-        writers = [w for w in writers if type(w).__name__ != "CommonMetricPrinter"]
-        if importlib.util.find_spec("tensorboard"):
-            return writers
-        kept = [writer for writer in writers if type(writer).__name__ != "TensorboardXWriter"]
-        if len(kept) < len(writers):
-            logger.warning(
-                "tensorboard is not installed, so no event files are written (pip install "
-                "tensorboard); metrics.json has the same numbers"
-            )
-        return kept
+        return usable_writers(super().build_writers())
+
+    def put_image(self, name: str, picture: np.ndarray) -> None:
+        """Shows an (H, W, 3) uint8 RGB picture in TensorBoard, where it is installed."""
+        for recorder in self._recorders:
+            recorder.put_image(name, picture)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..data.dataset_mapper import DeformableDETRDatasetMapper
+from ..data.image_files import read_image
 from ..errors import InputError
 from ..toolbox import CfgNode, DatasetCatalog, HookBase, MetadataCatalog, comm
 from .choice import choose_images
@@ -44,6 +45,7 @@ class DrawTrainingImages(HookBase):
         names = getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "thing_classes", ())
         path = os.path.join(cfg.OUTPUT_DIR, "train_images.jpg")
         draw_training_images(cfg, dataset_dicts, names, path)
+        self.trainer.put_image("training images", read_image(path))
 
 
 def draw_training_images(
