@@ -107,3 +107,19 @@ def test_numbers_that_cannot_be(started, numbers):
     with pytest.raises(InputError, match="--num-gpus .* must be at least 1"):
         launch.run_in_processes(print, arguments(*numbers))
     assert not started
+
+
+@pytest.mark.parametrize(
+    "num_gpus, given, threads", [(3, None, [2]), (16, None, [1]), (1, None, []), (3, "5", [])]
+)
+def test_processes_share_the_cores(monkeypatch, num_gpus, given, threads):
+    """Eight cores here; who sets OMP_NUM_THREADS has decided."""
+    done = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(launch.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(launch.torch, "set_num_threads", done.append)
+    monkeypatch.setattr(launch, "launch", lambda function, *_, args, **__: function(*args))
+    launch.run_in_processes(lambda args: done.append(args.num_gpus), arguments(num_gpus))
+    assert done == [*threads, num_gpus]

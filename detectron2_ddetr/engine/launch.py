@@ -44,12 +44,12 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
     if world_size == 1 or (several and "LOCAL_RANK" not in os.environ):
         _refuse_other_launchers(os.environ, args.num_machines)
         launch(
-            function,
+            _on_its_cores,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(function, args),
         )
         return
     if several:
@@ -73,6 +73,18 @@ def run_in_processes(function: Callable, args: argparse.Namespace) -> None:
     finally:
         gc.collect()  # what outlives its group makes gloo abort at exit
         dist.destroy_process_group()
+
+
+def _on_its_cores(function: Callable, args: argparse.Namespace) -> None:
+    """
+    Calls `function(args)` with the threads that are left for each of the processes of a machine.
+
+    Otherwise each would start as many as there are cores, and they would wait for each other.
+    torchrun sets OMP_NUM_THREADS for the same reason; so may the user.
+    """
+    if args.num_gpus > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.num_gpus))
+    function(args)
 
 
 def _refuse_other_launchers(environment: Mapping[str, str], num_machines: int) -> None:
