@@ -340,8 +340,13 @@ def channels_of(backbone: Backbone, in_features: Sequence[str], name: str) -> li
     return [shapes[feature].channels for feature in in_features]
 
 
-def padding_mask(images: ImageList) -> Tensor:
-    """(N, H, W) bool, True = padding."""
+def padding_mask(images: ImageList) -> Tensor | None:
+    """(N, H, W) bool, True = padding; None where no image has any, which saves masking."""
+    height, width = images.tensor.shape[-2:]
+    # To torch.jit.trace, these sizes are tensors: a file is for images with padding and without.
+    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if not traced and all((h, w) == (height, width) for h, w in images.image_sizes):
+        return None
     mask = torch.ones_like(images.tensor[:, 0], dtype=torch.bool)
     for i, size in enumerate(images.image_sizes):
         mask[i, : size[0], : size[1]] = False

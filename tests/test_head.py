@@ -347,3 +347,21 @@ def test_number_of_queries_of_a_proposing_transformer():
     head = small_head(True, True, transformer=small_transformer(True, num_queries=4))
     assert head.query_embed is None
     assert head(*small_features())["pred_boxes"].shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_without_a_mask_as_with_an_empty_one(name):
+    """To the bit, outputs and gradients."""
+    head = randomise(small_head(**HEADS[name]))
+    features, mask = small_features(HEADS[name].get("num_levels", 4), sizes=((72, 104),) * 2)
+    assert not mask.any()
+    found = []
+    for given in (mask, None):
+        leaves = [x.clone().requires_grad_() for x in features]
+        outputs = head(leaves, given)
+        parts = [outputs, *outputs["aux_outputs"], outputs.get("enc_outputs", {})]
+        tensors = [p[key] for p in parts for key in ("pred_logits", "pred_boxes") if key in p]
+        loss = sum(x.square().sum() for x in tensors)
+        found.append([*tensors, *torch.autograd.grad(loss, [*leaves, *head.parameters()])])
+    for with_mask, without in zip(*found, strict=True):
+        assert torch.equal(with_mask, without)

@@ -60,7 +60,7 @@ class FixedHead(nn.Module):
 
     def forward(self, features, padding_mask, targets=None):
         self.padding_mask = padding_mask
-        n = len(padding_mask)
+        n = len(features[0])
         logits, boxes = (x.expand(n, -1, -1) for x in (self.logits, self.boxes))
         return {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
 
@@ -124,6 +124,15 @@ def test_padded_batch_and_mask(divisibility, padded):
     assert torch.equal(images.tensor, torch.from_numpy(tensor))
     assert padding_mask(images).dtype == torch.bool
     assert torch.equal(padding_mask(images), torch.from_numpy(mask))
+
+
+@pytest.mark.parametrize("divisibility, padded", [(0, [False, True]), (16, [True, True])])
+def test_a_mask_only_where_there_is_padding(divisibility, padded):
+    """Images of one size have none, unless the backbone asks for more pixels."""
+    model = fixed_model(*ONE_BOX, size_divisibility=divisibility)
+    for sizes, expected in zip(([(24, 36)] * 2, [(24, 36), (24, 35)]), padded):
+        images = model.preprocess_image([{"image": image(h, w)} for h, w in sizes])
+        assert (padding_mask(images) is not None) == expected
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -56,12 +56,12 @@ class DenseAttention:
     Attributes:
         query: (N, M, Q, D). The Q of an encoder are the S cells.
         key: (N, M, S, D).
-        padding_mask: (N, S) bool, True = padding, which is not read.
+        padding_mask: (N, S) bool, True = padding, which is not read; None for none.
     """
 
     query: Tensor
     key: Tensor
-    padding_mask: Tensor
+    padding_mask: Tensor | None
 
     def weights(self, queries: Sequence[int] | None = None) -> Tensor:
         """
@@ -74,7 +74,9 @@ class DenseAttention:
         """
         query = self.query if queries is None else self.query[:, :, list(queries)]
         logits = query @ self.key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-        return logits.masked_fill(self.padding_mask[:, None, None], -math.inf).softmax(-1)
+        if self.padding_mask is not None:
+            logits = logits.masked_fill(self.padding_mask[:, None, None], -math.inf)
+        return logits.softmax(-1)
 
 
 @dataclass

@@ -27,11 +27,11 @@ class DenseEncoderLayer(EncoderLayer):
     ):
         super().__init__(attention(d_model, n_heads, dropout), d_model, dim_feedforward, dropout)
 
-    def forward(self, src: Tensor, pos_embed: Tensor, padding_mask: Tensor) -> Tensor:
+    def forward(self, src: Tensor, pos_embed: Tensor, padding_mask: Tensor | None) -> Tensor:
         """
         Args:
             src, pos_embed: (N, S, C). Only queries and keys have a position.
-            padding_mask: (N, S) bool, True = padding, which no cell attends to.
+            padding_mask: (N, S) bool, True = padding, which no cell attends to; None for none.
 
         Returns:
             (N, S, C).

@@ -53,12 +53,12 @@ class DenseTransformer(nn.Module):
         """As :meth:`DeformableTransformer.keep_queries`."""
 
     def encode(
-        self, maps: list[Tensor], padding_masks: list[Tensor], pos_embeds: list[Tensor]
+        self, maps: list[Tensor], padding_masks: list[Tensor] | None, pos_embeds: list[Tensor]
     ) -> Memory:
         """
         Args:
             maps, pos_embeds: one (N, C, H, W).
-            padding_masks: one (N, H, W) bool, True = padding.
+            padding_masks: one (N, H, W) bool, True = padding; None for none.
         """
         memory = Memory.from_maps(maps, padding_masks)
         pos_embed = flatten_maps(pos_embeds).to(self.decoder.norm.weight.dtype)

@@ -49,14 +49,14 @@ class DeformableTransformerEncoderLayer(EncoderLayer):
         pos_embed: Tensor,
         level_reference_points: Tensor,
         spatial_shapes: list[tuple[int, int]],
-        padding_mask: Tensor,
+        padding_mask: Tensor | None,
     ) -> Tensor:
         """
         Args:
             src, pos_embed: (N, S, C).
             level_reference_points: (N, S, L, 2), (x, y) in [0, 1] of the padded level.
             spatial_shapes: (H_l, W_l) of each level.
-            padding_mask: (N, S), True = padding.
+            padding_mask: (N, S), True = padding; None for none.
 
         Returns:
             (N, S, C).

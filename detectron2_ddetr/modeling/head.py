@@ -31,6 +31,11 @@ def resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(padding_mask[None].float(), size=size, mode="nearest")[0].bool()
 
 
+def _no_padding(level: Tensor) -> Tensor:
+    """(N, C, H, W) -> (1, H, W) bool, which is that of all N images."""
+    return torch.zeros(1, *level.shape[2:], dtype=torch.bool, device=level.device)
+
+
 class DeformableDETRHead(nn.Module):
     """
     Projection, transformer, and the class and box heads of all layers.
@@ -160,12 +165,12 @@ class DeformableDETRHead(nn.Module):
             self.class_embed[layer] = nn.Identity()
 
     def forward(
-        self, features: list[Tensor], padding_mask: Tensor, targets: Targets | None = None
+        self, features: list[Tensor], padding_mask: Tensor | None, targets: Targets | None = None
     ) -> dict:
         """
         Args:
             features: one (N, C_l, H_l, W_l) per backbone map, from high to low resolution.
-            padding_mask: (N, H, W) bool of the input images, True = padding.
+            padding_mask: (N, H, W) bool of the input images, True = padding; None for none.
             targets: as the criterion gets them, for denoising queries; in training only.
 
         Returns:
@@ -182,8 +187,14 @@ class DeformableDETRHead(nn.Module):
               for each further group of queries.
         """
         maps = self.input_proj(features)
-        padding_masks = [resize_padding_mask(padding_mask, m.shape[2:]) for m in maps]
-        pos_embeds = [self.position_embedding(mask) for mask in padding_masks]
+        if padding_mask is None:
+            padding_masks = None
+            pos_embeds = [
+                self.position_embedding(_no_padding(m)).expand(m.shape[0], -1, -1, -1) for m in maps
+            ]
+        else:
+            padding_masks = [resize_padding_mask(padding_mask, m.shape[2:]) for m in maps]
+            pos_embeds = [self.position_embedding(mask) for mask in padding_masks]
         memory = self.transformer.encode(maps, padding_masks, pos_embeds)
         queries, groups = self.initial_queries(memory, targets)
         hs, boxes, _ = self.transformer.decoder(queries, memory, self.update_reference)

@@ -14,28 +14,32 @@ class Memory:
 
     Attributes:
         tokens: (N, S, C), S = sum_l H_l * W_l, row by row.
-        padding_mask: (N, S) bool, True = padding.
+        padding_mask: (N, S) bool, True = padding; None where no image has any.
         spatial_shapes: list of (H_l, W_l) ints: no device is synchronised to know them.
         valid_ratios: (N, L, 2), (w, h) in (0, 1]: how much of the padded level is image.
         pos_embed: (N, S, C), positions of the tokens, where the decoder looks for tokens by them.
     """
 
     tokens: Tensor
-    padding_mask: Tensor
+    padding_mask: Tensor | None
     spatial_shapes: list[tuple[int, int]]
     valid_ratios: Tensor
     pos_embed: Tensor | None = None
 
     @classmethod
-    def from_maps(cls, maps: list[Tensor], padding_masks: list[Tensor]) -> "Memory":
+    def from_maps(cls, maps: list[Tensor], padding_masks: list[Tensor] | None) -> "Memory":
         """
         Args:
             maps: one (N, C, H_l, W_l) per level.
-            padding_masks: one (N, H_l, W_l) bool per level, True = padding.
+            padding_masks: one (N, H_l, W_l) bool per level, True = padding; None for none.
         """
+        tokens = flatten_maps(maps)
         spatial_shapes = [(m.shape[2], m.shape[3]) for m in maps]
+        if padding_masks is None:
+            ones = torch.ones(tokens.shape[0], len(maps), 2, device=tokens.device)
+            return cls(tokens, None, spatial_shapes, valid_ratios=ones)
         return cls(
-            tokens=flatten_maps(maps),
+            tokens,
             padding_mask=torch.cat([m.flatten(1) for m in padding_masks], dim=1),
             spatial_shapes=spatial_shapes,
             valid_ratios=torch.stack([valid_ratio(m) for m in padding_masks], dim=1),

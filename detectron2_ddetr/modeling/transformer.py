@@ -102,12 +102,12 @@ class DeformableTransformer(nn.Module):
         self.reset_query_layers()
 
     def encode(
-        self, maps: list[Tensor], padding_masks: list[Tensor], pos_embeds: list[Tensor]
+        self, maps: list[Tensor], padding_masks: list[Tensor] | None, pos_embeds: list[Tensor]
     ) -> Memory:
         """
         Args:
             maps, pos_embeds: one (N, C, H_l, W_l) per level, from high to low resolution.
-            padding_masks: one (N, H_l, W_l) bool per level, True = padding.
+            padding_masks: one (N, H_l, W_l) bool per level, True = padding; None for none.
         """
         level_embed = self.level_embed.unbind()
         if len(maps) != len(level_embed):

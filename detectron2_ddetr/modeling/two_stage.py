@@ -114,5 +114,7 @@ def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
         for level, (height, width) in enumerate(memory.spatial_shapes)
     ]
     boxes = torch.cat((centres, torch.cat(sizes).expand_as(centres)), dim=-1)
-    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.padding_mask
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
+    if memory.padding_mask is not None:
+        usable = usable & ~memory.padding_mask
     return boxes.logit().masked_fill(~usable[..., None], float("inf")), usable

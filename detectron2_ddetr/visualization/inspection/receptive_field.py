@@ -83,7 +83,10 @@ def spread(view: View, layer: int, cells: Tensor) -> Tensor:
             index = start + cell[..., 1] * width + cell[..., 0]
             spread_to.index_add_(0, index[inside].long(), share[inside])
         start += height * width
-    return spread_to.masked_fill(view.captured.memory.padding_mask[view.index].cpu(), 0.0)
+    padding_mask = view.captured.memory.padding_mask
+    if padding_mask is not None:
+        spread_to = spread_to.masked_fill(padding_mask[view.index].cpu(), 0.0)
+    return spread_to
 
 
 def _centres(view: View) -> np.ndarray:
