@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from detectron2_ddetr import Checkpointer
+from detectron2_ddetr.backbones.frozen_norm import FrozenNorm
 from detectron2_ddetr.backbones.timm_features import SimplePyramid, TimmBackbone
 from detectron2_ddetr.checkpoint.reading import read_state_dict
 from detectron2_ddetr.errors import InputError
@@ -221,6 +222,53 @@ def test_frozen_norm():
     assert_close(dict(model.backbone.named_buffers()), before, rtol=0, atol=0)
     trained = [n for n, p in model.backbone.named_parameters() if p.requires_grad]
     assert trained and not any(".bn" in name for name in trained)
+
+
+@needs_timm
+@pytest.mark.parametrize("gradient", [False, True])
+def test_frozen_norm_is_that_of_timm(gradient):
+    """Its output and gradient, from its names; but the type of the input stays."""
+    from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
+
+    norm = BatchNormAct2d(5, eps=0.1, act_layer=torch.nn.ReLU6)
+    random = torch.Generator().manual_seed(0)
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(5, generator=random) + 0.5)
+    theirs, ours = freeze_batch_norm_2d(norm), FrozenNorm(norm)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert not ours.load_state_dict(norm.state_dict()).unexpected_keys
+    given = 6 * torch.randn(2, 5, 4, 3, generator=random)
+    found = []
+    for module in (theirs, ours):
+        x = given.clone().requires_grad_(gradient)
+        y = module(x * 1)
+        found.append([y, *(torch.autograd.grad(y.square().sum(), x) if gradient else ())])
+    assert_close(found[1], found[0])
+    half = given.bfloat16().requires_grad_(gradient)
+    assert ours(half * 1).dtype == torch.bfloat16
+    assert_close(ours(half * 1).float(), found[0][0], rtol=0.02, atol=0.02)
+
+
+@needs_timm
+def test_depthwise_convolutions_learn_in_float32():
+    """On CPUs, under autocast: their results are those without it. Others have 16 bits."""
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    layers = {"depthwise": backbone.network.blocks[1][0].conv_dw}
+    layers["other"] = backbone.network.blocks[1][0].conv_pw
+    for name, layer in layers.items():
+        x = torch.randn(2, layer.in_channels, 9, 7, requires_grad=True)
+        expected = layer(x)
+        gradients = torch.autograd.grad(expected.sum(), (x, layer.weight))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer(x)
+            with torch.no_grad():
+                assert layer(x).dtype == torch.bfloat16
+        if name == "other":
+            assert found.dtype == torch.bfloat16
+            continue
+        assert found.dtype == torch.float32
+        assert_close(found, expected, rtol=0, atol=0)
+        assert_close(torch.autograd.grad(found.sum(), (x, layer.weight)), gradients)
 
 
 @needs_timm

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec
+from .depthwise import learn_in_float32
+from .frozen_norm import freeze_norms
 
 #: By how names begin: networks that cut images into patches, which have to fit in; and what lets
 #: them take images of any size. Swin's windows move in all stages, as in its own detectors, also
@@ -42,7 +44,6 @@ class TimmBackbone(Backbone):
                 f"the backbone {name} is timm's, which is not installed: pip install timm"
             )
         import timm
-        from timm.layers import freeze_batch_norm_2d
 
         patches = [extra for start, extra in _OF_PATCHES.items() if name.startswith(start)]
         if patches:  # as (N, C, H, W), with the names that the weights have
@@ -54,8 +55,9 @@ class TimmBackbone(Backbone):
                 f"timm {timm.__version__} makes no feature maps of {name!r} (MODEL.TIMM.NAME): "
                 f"{error}"
             ) from error
+        learn_in_float32(self.network)
         if frozen_norm:
-            self.network = freeze_batch_norm_2d(self.network)
+            freeze_norms(self.network)
         info = self.network.feature_info
         self._shapes = {
             f"stride{stride}": ShapeSpec(channels=channels, stride=stride)
