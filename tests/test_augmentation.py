@@ -192,14 +192,20 @@ def test_recipe_from_config(cfg):
     cfg.INPUT.CROP.ENABLED = False
     cfg.INPUT.RANDOM_FLIP = "none"
     assert len(build_augmentation(cfg, is_train=True)) == 1
-    cfg.INPUT.RANDOM_FLIP = "vertical"
-    assert build_augmentation(cfg, is_train=True)[0].vertical
+    for flip, expected in (
+        ("vertical", [(False, True)]),
+        ("both", [(True, False), (False, True)]),
+    ):
+        cfg.INPUT.RANDOM_FLIP = flip
+        *flips, _ = build_augmentation(cfg, is_train=True)
+        assert [(x.horizontal, x.vertical) for x in flips] == expected
+        assert all(x.prob == 0.5 for x in flips)
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("RANDOM_FLIP", "both", "RANDOM_FLIP must be .*'both'"),
+        ("RANDOM_FLIP", "diagonal", "RANDOM_FLIP must be .*'diagonal'"),
         ("MIN_SIZE_TRAIN_SAMPLING", "range", "MIN_SIZE_TRAIN_SAMPLING must be 'choice', got 'ra"),
         ("RESIZE_RULE", "ceil", "RESIZE_RULE must be one of .*'ceil'"),
         ("MIN_SIZE_TRAIN", (), "at least one short side"),

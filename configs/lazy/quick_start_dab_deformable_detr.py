@@ -1,12 +1,11 @@
-# The blood cells of quick_start.py with DAB-Deformable-DETR.
+# The blood cells with DAB-Deformable-DETR.
 from detectron2_ddetr import DABDeformableDETR
 from detectron2_ddetr.modeling import AnchorTransformer
 
-from .quick_start import dataloader, lr_multiplier, model, optimizer, train
+from .common.blood_cells import dataloader, lr_multiplier, model, optimizer, train
 
 model._target_ = DABDeformableDETR
 model.head.inverse_sigmoid_eps = 1e-3
 model.head.transformer._target_ = AnchorTransformer
 model.criterion.loss_ce_weight = 1.0
-optimizer.params.linear_proj_multiplier = 1.0
 train.output_dir = "output/quick_start_dab_deformable_detr"

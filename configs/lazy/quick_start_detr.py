@@ -1,8 +1,8 @@
-# The blood cells of quick_start.py with DETR, of whose cells an image of 320x240 has few: DC5.
+# The blood cells with DETR, of whose cells an image of 320x240 has few: DC5.
 from detectron2_ddetr import DETR
 
+from .common.blood_cells import dataloader, lr_multiplier, model, optimizer, train
 from .detr_R_50_dc5_500ep import model as published
-from .quick_start import dataloader, lr_multiplier, model, optimizer, train
 
 model._target_ = DETR
 model.backbone.out_features = ["res5"]
@@ -13,5 +13,4 @@ model.head = published.head
 model.head.update(num_classes=3, num_queries=60)
 model.head.input_proj.in_channels = 256
 model.criterion = published.criterion
-optimizer.params.linear_proj_multiplier = 1.0
 train.output_dir = "output/quick_start_detr"

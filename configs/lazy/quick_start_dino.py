@@ -1,9 +1,9 @@
-# The blood cells of quick_start.py with DINO.
+# The blood cells with DINO.
 from detectron2_ddetr import DINO
 from detectron2_ddetr.modeling import DINOTransformer
 
+from .common.blood_cells import dataloader, lr_multiplier, model, optimizer, train
 from .dino_4scale_R_50_12ep import model as published
-from .quick_start import dataloader, lr_multiplier, model, optimizer, train
 
 model._target_ = DINO
 model.head.update(
@@ -16,5 +16,4 @@ model.head.update(
 model.head.position_embedding.num_pos_feats = 64
 model.head.transformer._target_ = DINOTransformer
 model.criterion.loss_ce_weight = 1.0
-optimizer.params.linear_proj_multiplier = 1.0
 train.output_dir = "output/quick_start_dino"

@@ -1,4 +1,4 @@
-# The blood cells of quick_start.py with DN-Deformable-DETR.
+# The blood cells with DN-Deformable-DETR.
 from detectron2_ddetr import DNDeformableDETR
 
 from .dn_deformable_detr_R_50_50ep import model as published

@@ -1,10 +1,10 @@
-# The blood cells of quick_start.py with H-Deformable-DETR.
+# The blood cells with H-Deformable-DETR.
 from detectron2.config import LazyCall as L
 
 from detectron2_ddetr import HDeformableDETR
 from detectron2_ddetr.modeling import OneToMany
 
-from .quick_start import dataloader, lr_multiplier, model, optimizer, train
+from .common.blood_cells import dataloader, lr_multiplier, model, optimizer, train
 
 model._target_ = HDeformableDETR
 model.head.look_forward_twice = True

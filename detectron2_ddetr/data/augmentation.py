@@ -143,8 +143,9 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """
     The augmentations that `cfg.INPUT` asks for, in the order in which they are applied.
 
-    Training: flip; with probability 0.5 (if INPUT.CROP.ENABLED) resize to one of CROP_RESIZE_SIZES
-    and crop; resize to one of MIN_SIZE_TRAIN. Testing: resize to MIN_SIZE_TEST.
+    Training: flip, in one direction or in each of both; with probability 0.5 (if
+    INPUT.CROP.ENABLED) resize to one of CROP_RESIZE_SIZES and crop; resize to one of
+    MIN_SIZE_TRAIN. Testing: resize to MIN_SIZE_TEST.
     """
     rule = cfg.INPUT.RESIZE_RULE
     if not is_train:
@@ -156,11 +157,14 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         )
     augmentations: list[T.Augmentation] = []
     flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("horizontal", "vertical", "none"):
-        raise InputError(f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {flip!r}")
-    if flip != "none":
-        horizontal = flip == "horizontal"
-        augmentations.append(T.RandomFlip(0.5, horizontal=horizontal, vertical=not horizontal))
+    if flip not in ("horizontal", "vertical", "both", "none"):
+        raise InputError(
+            f"INPUT.RANDOM_FLIP must be horizontal, vertical, both or none, got {flip!r}"
+        )
+    if flip in ("horizontal", "both"):
+        augmentations.append(T.RandomFlip(0.5, horizontal=True, vertical=False))
+    if flip in ("vertical", "both"):
+        augmentations.append(T.RandomFlip(0.5, horizontal=False, vertical=True))
     if cfg.INPUT.CROP.ENABLED:
         if cfg.INPUT.CROP.TYPE != "absolute_range":
             raise InputError(
