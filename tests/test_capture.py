@@ -220,6 +220,10 @@ def test_a_whole_model():
     with detectron2_ddetr.capture(model) as captured, torch.no_grad():
         detections = model(images)
     assert captured.image_sizes == [(64, 96), (48, 80)]
+    with torch.no_grad(), capture(model) as without_padding:
+        model([{"image": torch.rand(3, 48, 80)}] * 3)
+    assert without_padding.image_sizes == [(48, 80)] * 3
+    assert without_padding.memory.padding_mask is None
     best = captured.outputs["pred_logits"].sigmoid().flatten(1).max(1).values
     assert_close(best, torch.stack([d["instances"].scores[0] for d in detections]))
     head = model.head.train()

@@ -93,7 +93,8 @@ class Capture:
         class_probability: that of the head: logits (..., K) or, in DETR, (..., K + 1) -> (..., K).
         outputs: of the head, see :meth:`DeformableDETRHead.forward`; in a two-stage model
             "enc_outputs" or "interm_outputs" are the proposals.
-        image_sizes: (h, w) of each image before padding, in pixels of the network's input.
+        image_sizes: (h, w) of each image before padding, in pixels of the network's input; empty
+            for a head alone that was given no mask.
     """
 
     attention: dict[tuple[str, int], DeformableAttention | DenseAttention] = field(
@@ -166,16 +167,29 @@ def capture(model: nn.Module) -> Iterator[Capture]:
             f"{len(heads)}"
         )
     captured = Capture()
+    backbones = (getattr(x, "backbone", None) for x in model.modules())
+    backbone = next((x for x in backbones if isinstance(x, nn.Module)), None)
     with contextlib.ExitStack() as hooks:
-        for handle in _watch_head(heads[0], captured):
+        for handle in _watch_head(heads[0], captured, backbone):
             hooks.enter_context(handle)
         yield captured
 
 
-def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[RemovableHandle]:
+def _watch_head(
+    head: DeformableDETRHead, captured: Capture, backbone: nn.Module | None
+) -> Iterator[RemovableHandle]:
+    whole = []  # the sizes of images without padding
+
+    def remember_images(module, args):
+        images = args[0]
+        whole[:] = [tuple(images.shape[-2:])] * len(images)
+
     def begin(module, args):
         captured.forget()
         captured.class_probability = module.class_probability
+        if args[1] is None:
+            captured.image_sizes = list(whole)
+            return
         valid = ~args[1]  # (N, H, W); padding is right and below
         sizes = torch.stack((valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)), dim=1)
         captured.image_sizes = [tuple(size) for size in sizes.tolist()]
@@ -189,6 +203,8 @@ def _watch_head(head: DeformableDETRHead, captured: Capture) -> Iterator[Removab
     def remember_outputs(module, args, outputs):
         captured.outputs = _detached(outputs)
 
+    if backbone is not None:
+        yield backbone.register_forward_pre_hook(remember_images)
     yield head.register_forward_pre_hook(begin)
     yield head.transformer.encoder.register_forward_hook(remember_memory)
     yield head.transformer.decoder.register_forward_pre_hook(remember_selected)
