@@ -1,5 +1,6 @@
 """The resize rule, the crop and the config keys of the augmentation."""
 
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from detectron2_ddetr.config import add_deformable_detr_config
 from detectron2_ddetr.data.augmentation import (
+    RandomFlipBoth,
     RandomResizedCrop,
     ResizeShortSide,
     build_augmentation,
@@ -192,14 +194,28 @@ def test_recipe_from_config(cfg):
     cfg.INPUT.CROP.ENABLED = False
     cfg.INPUT.RANDOM_FLIP = "none"
     assert len(build_augmentation(cfg, is_train=True)) == 1
-    for flip, expected in (
-        ("vertical", [(False, True)]),
-        ("both", [(True, False), (False, True)]),
-    ):
-        cfg.INPUT.RANDOM_FLIP = flip
-        *flips, _ = build_augmentation(cfg, is_train=True)
-        assert [(x.horizontal, x.vertical) for x in flips] == expected
-        assert all(x.prob == 0.5 for x in flips)
+    cfg.INPUT.RANDOM_FLIP = "vertical"
+    assert build_augmentation(cfg, is_train=True)[0].vertical
+    cfg.INPUT.RANDOM_FLIP = "both"
+    assert type(build_augmentation(cfg, is_train=True)[0]) is RandomFlipBoth
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 6), (4, 1), (1, 1)])
+def test_flips_in_both_directions(shape):
+    """All four pictures, each as often, and the box goes with its pixels."""
+    np.random.seed(0)
+    image = np.arange(3 * shape[0] * shape[1], dtype=np.uint8).reshape(*shape, 3)
+    seen = Counter()
+    for _ in range(400):
+        given = T.AugInput(image)
+        transform = RandomFlipBoth()(given)
+        x, y, *corner = transform.apply_box(np.array([[0.0, 0.0, 1.0, 1.0]]))[0].astype(int)
+        assert corner == [x + 1, y + 1] and (given.image[y, x] == image[0, 0]).all()
+        rows, columns = (slice(None, None, -1 if at else 1) for at in (y, x))
+        assert (given.image == image[rows, columns]).all()
+        seen[x, y] += 1
+    assert len(seen) == (1 + (shape[0] > 1)) * (1 + (shape[1] > 1))
+    assert min(seen.values()) > 0.75 * 400 / len(seen)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,12 @@ from detectron2_ddetr.checkpoint.convert import convert_file
 from detectron2_ddetr.checkpoint.doctor import describe, examine, fitting_config
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.checkpoint.head_shapes import check_head
-from detectron2_ddetr.checkpoint.package_files import package_file
 from detectron2_ddetr.checkpoint.project import is_two_stage
 from detectron2_ddetr.checkpoint.projects import HERE, OTHERS, PROJECTS, recognised
 from detectron2_ddetr.checkpoint.safetensors import load_safetensors, save_safetensors
 from detectron2_ddetr.cli import main
 from detectron2_ddetr.errors import InputError
-from detectron2_ddetr.model_zoo import get_checkpoint_url, get_config_file
+from detectron2_ddetr.model_zoo import get_config_file
 from detectron2_ddetr.toolbox import build_model
 
 from . import family_cases as family
@@ -522,14 +521,16 @@ def test_what_is_no_detector_is_named(tmp_path):
 
 
 def test_a_backbone_that_no_config_names_is_refused(tmp_path):
-    """The thin ResNet of the quick start; nothing is left of the folder."""
-    path = package_file(get_checkpoint_url("quick_start.yaml"))
+    """The thin ResNet of the quick starts; nothing is left of the folder."""
+    path, names = str(tmp_path / "thin.pth"), ["RBC", "WBC", "Platelets"]
+    model = build_model(load_config(get_config_file("Base-BloodCells.yaml")))
+    torch.save({"model": model.state_dict(), "class_names": names}, path)
     assert "two_stage_50ep.yaml (with another backbone)" in describe(examine(path))
-    with pytest.raises(InputError, match="quick_start.pth: its backbone is no ResNet of timm's"):
+    with pytest.raises(InputError, match="thin.pth: its backbone is no ResNet of timm's"):
         convert_file(path, str(tmp_path / "hub"), to="transformers")
-    assert list(tmp_path.iterdir()) == []
+    assert [x.name for x in tmp_path.iterdir()] == ["thin.pth"]
     convert_file(path, str(tmp_path / "detrex.pth"), to="detrex")
-    assert examine(str(tmp_path / "detrex.pth")).names == ["RBC", "WBC", "Platelets"]
+    assert examine(str(tmp_path / "detrex.pth")).names == names
 
 
 def test_a_backbone_that_they_do_not_have_is_refused(tmp_path):

@@ -85,6 +85,18 @@ class ResizeShortSide(T.Augmentation):
         return T.ResizeTransform(height, width, *shape)
 
 
+class RandomFlipBoth(T.Augmentation):
+    """Mirrors left and right, and top and bottom, each with probability 0.5."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """`image` is (H, W, 3) or (H, W)."""
+        height, width = image.shape[:2]
+        horizontal, vertical = np.random.uniform(size=2) < 0.5
+        # Top and bottom first: fvcore does not read the mirror image of a single column.
+        flips = [T.VFlipTransform(height)] * int(vertical)
+        return T.TransformList(flips + [T.HFlipTransform(width)] * int(horizontal))
+
+
 class RandomResizedCrop(T.Augmentation):
     """With probability `prob`: resizes the short side, then cuts out a window of random size."""
 
@@ -161,10 +173,11 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         raise InputError(
             f"INPUT.RANDOM_FLIP must be horizontal, vertical, both or none, got {flip!r}"
         )
-    if flip in ("horizontal", "both"):
-        augmentations.append(T.RandomFlip(0.5, horizontal=True, vertical=False))
-    if flip in ("vertical", "both"):
-        augmentations.append(T.RandomFlip(0.5, horizontal=False, vertical=True))
+    if flip == "both":
+        augmentations.append(RandomFlipBoth())
+    elif flip != "none":
+        horizontal = flip == "horizontal"
+        augmentations.append(T.RandomFlip(0.5, horizontal=horizontal, vertical=not horizontal))
     if cfg.INPUT.CROP.ENABLED:
         if cfg.INPUT.CROP.TYPE != "absolute_range":
             raise InputError(
