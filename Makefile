@@ -1,4 +1,5 @@
-# make demo   learn blood cells on this machine, evaluate, draw the results (six minutes on two cores that have bfloat16)
+# make demo   learn blood cells on this machine, evaluate, draw the results (six minutes on two
+#             cores with instructions for bfloat16)
 # make demo-pretrained   evaluate the model that comes with the package, draw what it finds
 # make test   the whole test suite
 # make benchmark  repeat BENCHMARKS.md on this machine, which should do nothing else (hours)

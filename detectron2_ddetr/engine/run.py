@@ -163,7 +163,7 @@ def main(
 
     Args:
         more_hooks: of a training, called after those of the trainer.
-        after_evaluation: see :class:`Trainer`.
+        after_evaluation: called with the trainer after each evaluation, on the main process.
 
     Returns:
         The results of the last evaluation on the main process.

@@ -47,7 +47,8 @@ def _instances(image: dict, detections: list[dict], labels: dict[int | str, int]
     boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return Instances(
-        (image["height"], image["width"]),
+        # Which not every registered data set says, and no picture asks for.
+        (image.get("height", 0), image.get("width", 0)),
         pred_boxes=Boxes(boxes),
         scores=torch.tensor([d["score"] for d in detections], dtype=torch.float32),
         pred_classes=torch.tensor(
