@@ -77,7 +77,12 @@ def python(script, *arguments, **environment):
 
 VARIANT_SCRIPT = """
 import sys, torch
+from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
 from tests.op_cases import OPS, make_problem
+torch.manual_seed(0)
+drawn = bernoulli((5001,), 0.3)
+torch.manual_seed(0)
+assert torch.equal(drawn, torch.empty(5001).bernoulli_(0.3).bool())
 results = {}
 for fused in (False, True):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):

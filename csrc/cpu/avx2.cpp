@@ -20,7 +20,8 @@
 #define DDETR_VECTOR_BYTES 32
 #include "kernels.h"
 namespace ddetr {
-const Kernels avx2_kernels = {"avx2", run_forward, run_softmax, run_backward, run_finish};
+const Kernels avx2_kernels = {"avx2", run_forward, run_softmax, run_backward, run_finish,
+                              run_bernoulli};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

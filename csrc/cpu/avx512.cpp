@@ -21,7 +21,8 @@
 #define DDETR_VECTOR_BYTES 64
 #include "kernels.h"
 namespace ddetr {
-const Kernels avx512_kernels = {"avx512", run_forward, run_softmax, run_backward, run_finish};
+const Kernels avx512_kernels = {"avx512", run_forward, run_softmax, run_backward, run_finish,
+                                run_bernoulli};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

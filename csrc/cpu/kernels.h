@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward.h"
+#include "bernoulli.h"
 #include "forward.h"
 
 namespace ddetr {

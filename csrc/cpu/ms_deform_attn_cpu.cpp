@@ -7,45 +7,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <new>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "../checks.h"
-#include "problem.h"
+#include "chosen_kernels.h"
 
 namespace ddetr {
 namespace {
-
-// The widest instruction set of this processor, or the one that DDETR_CPU_KERNELS names.
-const Kernels& choose_kernels() {
-  std::vector<const Kernels*> usable;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    usable.push_back(&avx512_kernels);
-  if (avx2) usable.push_back(&avx2_kernels);
-#endif
-  usable.push_back(&portable_kernels);
-  const char* wanted = std::getenv("DDETR_CPU_KERNELS");
-  if (!wanted || !*wanted) return *usable.front();
-  for (const Kernels* kernels : usable)
-    if (!std::strcmp(kernels->name, wanted)) return *kernels;
-  STD_TORCH_CHECK(false, "DDETR_CPU_KERNELS is '", wanted,
-                  "', which is not among the kernels that run on this processor: avx512, avx2 or "
-                  "portable, as far as it has them");
-}
-
-const Kernels& chosen_kernels() {
-  static const Kernels& chosen = choose_kernels();
-  return chosen;
-}
 
 Dtype dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
@@ -292,8 +263,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
           needs_logits ? grad_logits : nothing(attention_logits)};
 }
 
-std::string cpu_kernels() { return chosen_kernels().name; }
-
 }  // namespace
 }  // namespace ddetr
 
@@ -302,8 +271,4 @@ STABLE_TORCH_LIBRARY_IMPL(detectron2_ddetr, CPU, m) {
   m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr::ms_deform_attn_backward));
   m.impl("ms_deform_attn_fused", TORCH_BOX(&ddetr::ms_deform_attn_fused));
   m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr::ms_deform_attn_fused_backward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(detectron2_ddetr, CompositeImplicitAutograd, m) {
-  m.impl("cpu_kernels", TORCH_BOX(&ddetr::cpu_kernels));
 }

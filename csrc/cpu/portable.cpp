@@ -3,5 +3,6 @@
 #include "kernels.h"
 
 namespace ddetr {
-const Kernels portable_kernels = {"portable", run_forward, run_softmax, run_backward, run_finish};
+const Kernels portable_kernels = {"portable", run_forward, run_softmax, run_backward, run_finish,
+                                  run_bernoulli};
 }

@@ -48,6 +48,13 @@ struct Gradients {
   void* references;        // C, (N, Q, L, R), or null
 };
 
+// The state of PyTorch's generator on CPUs.
+constexpr int kTwisterWords = 624;
+struct Twister {
+  uint32_t word[kTwisterWords];
+  int next;  // of the words, that is drawn; all of them are used up at kTwisterWords
+};
+
 // One table per instruction set. Pairs are (N, Q, M) and queries (N, Q), flattened.
 struct Kernels {
   const char* name;
@@ -61,6 +68,8 @@ struct Kernels {
                    int64_t first_level, int64_t last_level);
   // Gradients by pixel and probability -> by offset, logit and reference.
   void (*finish)(const Problem&, const Gradients&, int64_t first_query, int64_t last_query);
+  // Whether each of `count` draws of 53 bits is below the threshold.
+  void (*bernoulli)(Twister&, bool* result, int64_t count, uint64_t threshold);
 };
 
 extern const Kernels portable_kernels;

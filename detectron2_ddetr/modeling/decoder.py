@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .memory import Memory, to_levels
+from .mlp import feed_forward
 from .ms_deform_attn import MSDeformAttn
 
 #: (layer, query (N, Q, C), output (N, Q, C), reference_points (N, Q, 2 or 4)) -> boxes (N, Q, 4) of
@@ -57,15 +58,15 @@ class DeformableTransformerDecoderLayer(nn.Module):
     ):
         super().__init__()
         self.cross_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
-        self.dropout1 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.self_attn = nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
-        self.dropout2 = nn.Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
         self.norm2 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout3 = nn.Dropout(dropout)
+        self.dropout3 = Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout4 = nn.Dropout(dropout)
+        self.dropout4 = Dropout(dropout)
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(
@@ -99,7 +100,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
             memory.padding_mask,
         )
         query = self.norm1(query + self.dropout1(attended))
-        hidden = self.linear2(self.dropout3(F.relu_(self.linear1(query))))
+        hidden = feed_forward(query, self.linear1, self.dropout3, self.linear2)
         return self.norm3(query + self.dropout4(hidden))
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import QuerySet, UpdateReference
+from .dropout import Dropout
 from .encoder import EncoderLayer
 from .memory import Memory
+from .mlp import feed_forward
 
 
 def attention(d_model: int, n_heads: int, dropout: float) -> nn.MultiheadAttention:
@@ -82,7 +83,7 @@ class DenseDecoderLayer(nn.Module):
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, query: Tensor, query_pos: Tensor, memory: Memory, attn_mask: Tensor | None = None
@@ -107,7 +108,7 @@ class DenseDecoderLayer(nn.Module):
             need_weights=False,
         )
         query = self.norm2(query + self.dropout(read))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(query))))
+        hidden = feed_forward(query, self.linear1, self.dropout, self.linear2)
         return self.norm3(query + self.dropout(hidden))
 
 

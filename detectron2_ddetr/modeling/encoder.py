@@ -1,9 +1,10 @@
 """The encoder: deformable self-attention of all cells of all levels (Sec. 4.1)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .memory import Memory, cell_centres, to_levels
+from .mlp import feed_forward
 from .ms_deform_attn import MSDeformAttn
 
 
@@ -13,18 +14,18 @@ class EncoderLayer(nn.Module):
     def __init__(self, self_attn: nn.Module, d_model: int, dim_feedforward: int, dropout: float):
         super().__init__()
         self.self_attn = self_attn
-        self.dropout1 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout2 = nn.Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout3 = nn.Dropout(dropout)
+        self.dropout3 = Dropout(dropout)
         self.norm2 = nn.LayerNorm(d_model)
 
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:
         """The tokens, and what each has read, (N, S, C) both -> the output of the layer."""
         src = self.norm1(src + self.dropout1(attended))
-        hidden = self.linear2(self.dropout2(F.relu_(self.linear1(src))))
+        hidden = feed_forward(src, self.linear1, self.dropout2, self.linear2)
         return self.norm2(src + self.dropout3(hidden))
 
 

@@ -1,4 +1,4 @@
-"""The multi-layer perceptron that boxes and positions of queries are made by."""
+"""Perceptrons: of boxes and positions of queries, and of the layers of a transformer."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,3 +17,11 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu_(layer(x))
         return self.layers[-1](x)
+
+
+def feed_forward(x: Tensor, linear1: nn.Linear, dropout: nn.Module, linear2: nn.Linear) -> Tensor:
+    """The network of a transformer's layer, (..., C) -> the same: linear, ReLU, dropout, linear."""
+    # In rows: the result of a layer of more axes is a view, and a view that is overwritten costs
+    # autograd a copy of its gradient.
+    rows = x.flatten(0, -2)
+    return linear2(dropout(F.relu_(linear1(rows)))).view_as(x)

@@ -1,0 +1,86 @@
+"""Dropout beside PyTorch's own: the same numbers dropped, the same generator afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from detectron2_ddetr.modeling.dropout import Dropout
+from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
+
+from .op_cases import needs_kernels
+
+OPS = torch.ops.detectron2_ddetr
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.1, 0.5, 0.9, 1 - 2**-53, 1.0])
+@pytest.mark.parametrize("drawn_before", [0, 1, 2, 3, 623, 624])
+def test_draws(probability, drawn_before):
+    """
+    Those of Tensor.bernoulli_, from wherever in its 624 words the generator stands, across the ends
+    of the words and of the blocks, and with half a pair of normal numbers waiting.
+    """
+    for count in (0, 1, 311, 312, 313, 1023, 1024, 1025, 5001):
+        torch.manual_seed(count)
+        torch.randn(3)
+        torch.rand(drawn_before)
+        start = torch.get_rng_state()
+        expected = torch.empty(count).bernoulli_(probability).bool()
+        after = torch.get_rng_state()
+        torch.set_rng_state(start)
+        assert torch.equal(bernoulli((count,), probability), expected)
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.75, 1.0])
+def test_module(dtype, p):
+    """Results and gradients are PyTorch's; in 16 bits it rounds the scale, and this the result."""
+    results = []
+    for module in (Dropout(p), nn.Dropout(p)):
+        torch.manual_seed(3)
+        x = torch.randn(2, 37, 19, dtype=dtype, requires_grad=True)
+        y = module(x)
+        y.backward(torch.linspace(-1, 1, y.numel()).to(dtype).view_as(y))
+        results.append((y.detach(), x.grad, torch.rand(5)))
+    rtol = 2 * torch.finfo(dtype).eps
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
+
+
+def test_evaluation():
+    """Nothing is dropped, and nothing drawn."""
+    x, state = torch.randn(3, 5), torch.get_rng_state()
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_strides():
+    """What does not lie in order is PyTorch's: its draws follow the memory."""
+    results = []
+    for module in (Dropout(0.5), nn.Dropout(0.5)):
+        torch.manual_seed(3)
+        results.append(module(torch.ones(6, 7).t()))
+    assert torch.equal(*results)
+
+
+def test_memory():
+    """A byte a number is kept for the backward pass, where PyTorch keeps a scale for each."""
+    kept = []
+    x = torch.randn(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        Dropout(0.5)(x)
+    assert sum(t.nbytes for t in kept) == 1000
+
+
+@needs_kernels
+def test_refused():
+    """What is not a state of a CPU's generator is no reason to read beyond it."""
+    state, result = torch.get_rng_state().view(torch.int64), torch.empty(3, dtype=torch.bool)
+    for wrong in (state[:600], state.to(torch.int32), torch.zeros_like(state), state[::2]):
+        with pytest.raises(RuntimeError, match="generator_state"):
+            OPS.bernoulli_(wrong, result, 0.5)
+    with pytest.raises(RuntimeError, match="result must be bool"):
+        OPS.bernoulli_(state, torch.empty(3), 0.5)
+    for probability in (-0.1, 1.1, float("nan")):
+        with pytest.raises(RuntimeError, match="probability"):
+            OPS.bernoulli_(state, result, probability)
