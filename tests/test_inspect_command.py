@@ -105,6 +105,19 @@ def test_every_picture_is_written(runs, name, image, tmp_path, monkeypatch):
     assert '"width": 60, "height": 100' in page and '"layer 0"' in page and '"layer 1"' in page
 
 
+def test_earlier_checkpoints(runs, image, tmp_path):
+    """One more picture, of the ground truth that is named."""
+    words = ["inspect", runs["single_scale"], image, "--output", str(tmp_path / "out")]
+    words += ["--earlier", f"{runs['single_scale']}/model_final.pth"]
+    with pytest.raises(SystemExit, match="name the --truth too"):
+        cli.main(words)
+    cli.main([*words, "--truth", JSON, "MODEL.DEVICE", "cpu"])
+    (folder,) = (tmp_path / "out").iterdir()
+    assert written(folder) == ALWAYS | LOSSES | {"matching_by_checkpoint.png"}
+    with pytest.raises(SystemExit, match="none.pth"):
+        cli.main([*words, "--truth", JSON, "--earlier", str(tmp_path / "none.pth")])
+
+
 @pytest.mark.parametrize(
     "config, picture",
     [

@@ -21,7 +21,12 @@ from detectron2_ddetr.visualization.inspection.gradient_maps import (
     gradient_norms,
     share_inside,
 )
-from detectron2_ddetr.visualization.inspection.matching import match, matching
+from detectron2_ddetr.visualization.inspection.matching import Matched, match, matching
+from detectron2_ddetr.visualization.inspection.matching_by_checkpoint import (
+    Checkpoint,
+    caption,
+    matching_by_checkpoint,
+)
 from detectron2_ddetr.visualization.inspection.position_encodings import (
     encoding_of,
     likeness,
@@ -73,6 +78,31 @@ def test_a_pair_is_drawn_in_one_colour():
     assert len(rows) > 500
     with pytest.raises(ValueError, match="no ground truth box"):
         matching(view, match(view, HungarianMatcher(), NO_BOX))
+
+
+def test_matching_by_checkpoint():
+    """What the pairs cost, and which are others than before; each checkpoint has its own boxes."""
+    cost = np.arange(12.0).reshape(4, 3)
+    first = Matched({}, cost, [(0, 0), (1, 1), (2, 2)])
+    second = Matched({}, cost, [(1, 0), (0, 1), (2, 2)])
+    assert caption("a.pth", first, None) == "a.pth: the pairs cost 12.00 together"
+    assert caption("b.pth", second, first) == (
+        "b.pth: the pairs cost 12.00 together; 2 of 3 boxes have another query than before"
+    )
+    target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.3, 0.6, 0.2, 0.4]])}
+    checkpoints, inked = [], []
+    for name, place in (("a", 0.2), ("b", 0.7)):
+        view = view_of()
+        view.image[:] = 255
+        view.captured.outputs["pred_boxes"][:] = torch.tensor([place, 0.5, 0.1, 0.1])
+        checkpoints.append(Checkpoint(name, view, match(view, HungarianMatcher(), target)))
+        drawn = matching_by_checkpoint(checkpoints[-1:])
+        assert is_picture(drawn)
+        inked.append(drawn)
+    both = matching_by_checkpoint(checkpoints)
+    assert is_picture(both) and both.shape[1] > drawn.shape[1]
+    columns = (inked[0] != inked[1]).any(-1).any(0).nonzero()[0] / inked[0].shape[1]
+    assert columns.min() < 0.25 and columns.max() > 0.6
 
 
 @pytest.mark.parametrize(

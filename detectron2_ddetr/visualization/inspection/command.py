@@ -27,6 +27,7 @@ from .dense_attention import attention_of_objects, decoder_maps, encoder_maps
 from .gradient_maps import gradient_maps, gradient_norms
 from .layer_ap import ap_of_layers, layer_ap
 from .matching import match, matching
+from .matching_by_checkpoint import Checkpoint, matching_by_checkpoint
 from .noised_boxes import noised_boxes
 from .page import write_page
 from .position_encodings import position_encodings
@@ -73,6 +74,13 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         help="of trajectories; default: 0.4",
     )
     add("--truth", metavar="FILE", help="COCO json: draws the matching and the losses too")
+    add(
+        "--earlier",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="checkpoint whose matching comes before, with --truth; again for more",
+    )
     add("--over", metavar="FOLDER", help="where queries put boxes in all its images, AP by layer")
 
 
@@ -92,20 +100,21 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         raise InputError("no image is given: name one or more, or a folder of them with --over")
     if not 0 <= args.score_threshold <= 1:
         raise InputError(f"--score-threshold is {args.score_threshold:g}: scores are from 0 to 1")
+    if args.earlier and not args.truth:
+        raise InputError("--earlier compares the matching of checkpoints: name the --truth too")
     folders = _folders_of(images, args.output)
     over = _images_in(args.over) if args.over else []
     require_weights(cfg)
     names = tuple(cfg.DATASETS.CLASS_NAMES)
     truth = Truth(args.truth, names, cfg.MODEL.DETR.NUM_CLASSES) if args.truth else None
     model, class_names, _ = load_trained_model(cfg)
+    earlier = {path: _model_of(cfg, path) for path in args.earlier}
     names = names or tuple(class_names or ())
     mapper = DeformableDETRDatasetMapper(cfg, is_train=False)
     for path, folder in folders.items():
         image = read_image(path)
         sample = mapper({"file_name": path})
-        with capture(model) as captured, torch.no_grad():
-            model([sample])
-        view = View(image, captured, 0, readable_names(names))
+        view = _view(model, image, sample, names)
         choice = choose(
             view,
             pixel=args.pixel,
@@ -124,8 +133,15 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         ]
         if target is not None:
             pictures.append(_losses(view, model, target, path))
+        if target is not None and len(target["labels"]) > 0 and earlier:
+            models = {**earlier, cfg.MODEL.WEIGHTS: model}
+            steps = [
+                _checkpoint(m, file, _view(m, image, sample, names), target)
+                for file, m in models.items()
+            ]
+            pictures.append([("matching_by_checkpoint", matching_by_checkpoint(steps))])
         drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]
-        if choice.encoder_layers and not captured.is_dense:
+        if choice.encoder_layers and not view.captured.is_dense:
             title = readable(os.path.basename(path), "the image")
             write_page(view, choice.encoder_layers, title, os.path.join(folder, "encoder.html"))
             drawn.append("encoder.html")
@@ -136,6 +152,26 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         if truth:
             drawn.append(_write(_layer_ap(model, mapper, over, truth), args.output, "layer_ap"))
         logger.info("Wrote into %s: %s", args.output, ", ".join(drawn))
+
+
+def _model_of(cfg: CfgNode, weights: str) -> nn.Module:
+    """The model of a config with other weights."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    require_weights(cfg)
+    return load_trained_model(cfg).model
+
+
+def _view(model: nn.Module, image: np.ndarray, sample: dict, names: Sequence[str]) -> View:
+    with capture(model) as captured, torch.no_grad():
+        model([sample])
+    return View(image, captured, 0, readable_names(names))
+
+
+def _checkpoint(model: nn.Module, path: str, view: View, target: dict[str, Tensor]) -> Checkpoint:
+    matched = match(view, model.criterion.matcher, target)
+    return Checkpoint(os.path.basename(path), view, matched)
 
 
 def _attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:

@@ -65,7 +65,7 @@ def matching(view: View, matched: Matched) -> np.ndarray:
         "queries, first those that are chosen, then the cheapest"
     )
     panels = [
-        Panel("ground truth, and what is matched with it", _draw_pairs(view, matched, names)),
+        Panel("ground truth, and what is matched with it", draw_pairs(view, matched, names)),
         Panel(said, _matrix(matched, [names[t] for t in rows], rows, columns)),
     ]
     return picture(
@@ -94,9 +94,11 @@ def _columns(matched: Matched) -> list[int]:
     return queries + others[: MAX_COLUMNS - len(queries)]
 
 
-def _draw_pairs(view: View, matched: Matched, names: Sequence[str]) -> np.ndarray:
-    """Each ground truth box and its prediction in a colour of their own."""
-    sheet = sheet_of(view.image)
+def draw_pairs(
+    view: View, matched: Matched, names: Sequence[str], num_panels: int = 1
+) -> np.ndarray:
+    """Each ground truth box and its prediction in a colour of their own, (H, W, 3) uint8 RGB."""
+    sheet = sheet_of(view.image, num_panels)
     truth = sheet.at(view.to_pixels(box_cxcywh_to_xyxy(matched.target["boxes"].float())))
     predicted = sheet.at(view.boxes(view.captured.num_layers("decoder") - 1))
     for query, target in matched.pairs:
