@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .backbones.deformable_resnet import DeformConv2d
 from .errors import InputError
+from .onednn import use_onednn
 
 #: What autocast casts the weights of, and what of them.
 _PRODUCTS = {
@@ -14,31 +15,6 @@ _PRODUCTS = {
     nn.Conv2d: ("weight", "bias"),
     nn.MultiheadAttention: ("in_proj_weight", "in_proj_bias"),
 }
-
-
-class OneDNNLinear(nn.Linear):
-    """
-    A linear layer of which nothing learns, computed by oneDNN on CPUs: with the bias in the
-    product, where PyTorch first copies it to all rows of the result.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self._is_for_onednn(x):
-            return super().forward(x)
-        x = x.to(self.weight.dtype)  # autocast does not know the operator
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-    def _is_for_onednn(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False  # which may leave this process, as the operator may not
-        if x.device.type != "cpu" or x.requires_grad:  # it has no gradient
-            return False
-        dtype = self.weight.dtype
-        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype:
-            return False  # an autocast around the caller's
-        return dtype == torch.float32 or (
-            dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
 
 
 class Int8Linear(nn.Module):
@@ -78,7 +54,7 @@ def inference_form(model: nn.Module, *, int8: bool = False) -> nn.Module:
 
     * Norms that do not change are a part of the convolutions before them.
     * With mixed precision the weights of products have 16 bits, rather than being cast each time.
-    * Linear layers are oneDNN's on CPUs, where PyTorch is built with it.
+    * Linear layers and blocks of ResNets are oneDNN's on CPUs, where PyTorch is built with it.
 
     What it computes is the same but for rounding; with `int8` it is not.
 
@@ -108,10 +84,7 @@ def inference_form(model: nn.Module, *, int8: bool = False) -> nn.Module:
                 if isinstance(getattr(layer, name, None), nn.Linear):
                     setattr(layer, name, Int8Linear(getattr(layer, name)))
     if _has_onednn():
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                # Not another module: one that occurs several times stays one.
-                module.__class__ = OneDNNLinear
+        use_onednn(model)
     model.only_detects = True
     model.register_load_state_dict_pre_hook(_refuse_weights)
     return model

@@ -55,10 +55,13 @@ if TOOLBOX == "detectron2":
         detector_postprocess,
     )
     from detectron2.modeling.backbone import build_resnet_backbone
+    from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
     from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
     from detectron2.structures import Boxes, BoxMode, ImageList, Instances
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
+
+    RESIDUAL_BLOCKS = (BasicBlock, BottleneckBlock)
 else:
     from .host import comm, hooks
     from .host import transforms as T
@@ -88,6 +91,7 @@ else:
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         Backbone,
+        ResidualBlock,
         build_backbone,
         build_model,
         build_resnet_backbone,
@@ -95,6 +99,8 @@ else:
     )
     from .host.solver import build_lr_scheduler, get_default_optimizer_params
     from .host.structures import Boxes, BoxMode, ImageList, Instances
+
+    RESIDUAL_BLOCKS = (ResidualBlock,)
 
 
 def has_compiled_layers() -> bool:

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.errors import InputError
-from detectron2_ddetr.inference_form import Int8Linear, OneDNNLinear
+from detectron2_ddetr.inference_form import Int8Linear
+from detectron2_ddetr.onednn import OneDNNLinear
 from detectron2_ddetr.toolbox import TOOLBOX, build_model
 
 from .conftest import FAMILY, VARIANTS, small_cfg
@@ -96,6 +97,36 @@ def test_less_is_computed():
             raw(run, batch())
         assert any("batch_norm" in name for name in operators.names) == slow
         assert ("mkldnn._linear_pointwise" not in operators.names) == slow
+        assert ("mkldnn._convolution_pointwise_.binary" not in operators.names) == slow
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_blocks_of_resnets(depth, dtype):
+    """
+    All of them, of maps down to a cell, in either order of memory; a map that is also an output,
+    or that is given, is not overwritten.
+    """
+    opts = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.OUT_FEATURES", ["stem", "res2", "res5"]]
+    opts += ["MODEL.DETR.IN_FEATURES", ["res5"], "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    opts += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "SOLVER.AMP.ENABLED", dtype == torch.bfloat16]
+    model = trained_norms(build(*opts, config=VARIANTS["single_scale"]))
+    form = model.for_inference()
+    kinds = [type(x).__name__ for x in form.backbone.modules()]
+    assert sum(k.startswith("OneDNN") for k in kinds) == {18: 8, 50: 16}[depth]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    for size in ((1, 3, 1, 1), (2, 3, 33, 70), (1, 3, 32, 1)):
+        for order in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(size).to(memory_format=order)
+            given = x.clone()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
+                maps = [run.backbone(x) for run in (form, model)]
+            assert torch.equal(x, given)
+            for name, expected in maps[1].items():
+                scale = expected.float().abs().max().item()
+                found = maps[0][name].to(expected.dtype)
+                assert_close(found, expected, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation"])

@@ -75,7 +75,7 @@ def _conv(norm: str, inputs: int, outputs: int, size: int, stride: int, groups=1
     return Conv2d(inputs, outputs, size, stride, bias=False, norm=_NORMS[norm](outputs), **kwargs)
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Convolutions `conv1`, `conv2`, ..., of arguments for :func:`_conv`, and a shortcut."""
 
     def __init__(self, norm: str, inputs: int, convs: list[tuple[int, ...]]):
@@ -119,7 +119,7 @@ class ResNet(Backbone):
             blocks = []
             for i in range(num_blocks):
                 convs = _convs_of_block(opts, stage, outputs, stride if i == 0 else 1, dilation)
-                blocks.append(_Block(opts.NORM, inputs, convs))
+                blocks.append(ResidualBlock(opts.NORM, inputs, convs))
                 inputs = outputs
             if stage < last:
                 total_stride *= stride
