@@ -14,7 +14,7 @@ dict, {"config_file", "opts", "config": the config}, and returns two functions:
 `images` are normalised, (3, h, w) float32; `targets` have "labels" and "boxes", (cx, cy, w, h) in
 [0, 1]. They are the tensors that the model itself reads, which is checked before anything is timed.
 
-With SOLVER.AMP.ENABLED the peer is the same model in float32.
+With SOLVER.AMP.ENABLED and without --peer, the peer is the same model in float32.
 
 Several configs are measured one after the other. `--csv FOLDER` adds the rows to a file there that
 is named by the processor, its threads and the version of torch.
@@ -187,8 +187,6 @@ def compare(config_file: str, args: argparse.Namespace, heading: bool) -> None:
     """Measures a config and prints its rows."""
     opts = args.opts + (["SOLVER.IMS_PER_BATCH", args.batch_size] if args.batch_size else [])
     cfg = load_config(config_file, opts)
-    if cfg.SOLVER.AMP.ENABLED and args.peer:
-        raise SystemExit("SOLVER.AMP.ENABLED is measured beside float32, not beside a --peer")
     torch.manual_seed(max(cfg.SEED, 0))
     model = Trainer.build_model(cfg)
     # Frozen layers count as loaded: only the time is of interest.
@@ -209,8 +207,7 @@ def compare(config_file: str, args: argparse.Namespace, heading: bool) -> None:
         peer_step, peer_infer = getattr(importlib.import_module(module), function)(description)
         training["peer"] = lambda: peer_step(images, targets)
         inference["peer"] = lambda: peer_infer(images[:1])
-
-    if cfg.SOLVER.AMP.ENABLED:
+    elif cfg.SOLVER.AMP.ENABLED:
         plain = copy.deepcopy(model)
         plain.precision = None
         peer_step, peer_infer = our_functions(cfg, plain)
