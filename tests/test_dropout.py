@@ -47,6 +47,24 @@ def test_module(dtype, p):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.75, 1.0])
+def test_of_relu(dtype, p):
+    """Results and gradients of PyTorch's two; where ReLU is at its corner, nothing passes."""
+    results = []
+    for run in (Dropout(p).of_relu_, lambda x: nn.Dropout(p)(x.relu_())):
+        torch.manual_seed(3)
+        x = torch.randn(37, 19, dtype=dtype)
+        x[::5] = 0
+        x.requires_grad_()
+        y = run(x.clone())
+        y.backward(torch.linspace(-1, 1, y.numel()).to(dtype).view_as(y))
+        results.append((y.detach(), x.grad, torch.rand(5)))
+    rtol = 2 * torch.finfo(dtype).eps
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
+
+
 def test_evaluation():
     """Nothing is dropped, and nothing drawn."""
     x, state = torch.randn(3, 5), torch.get_rng_state()
@@ -70,6 +88,10 @@ def test_memory():
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
         Dropout(0.5)(x)
     assert sum(t.nbytes for t in kept) == 1000
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        result = Dropout(0.5).of_relu_(x.clone())
+    assert [t.data_ptr() for t in kept] == [result.data_ptr()]
 
 
 @needs_kernels

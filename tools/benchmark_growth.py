@@ -68,7 +68,8 @@ def run(work: Work, args: argparse.Namespace, result: str) -> None:
     for key, value in (("NUM_QUERIES", work.queries), ("NUM_FEATURE_LEVELS", work.levels)):
         opts += [] if value is None else [NODE + key, value]
     cfg = load_config(args.config_file, opts)
-    torch.set_num_threads(work.threads or args.threads)
+    # Processes share the cores, as those of a training do.
+    torch.set_num_threads(work.threads or max(1, args.threads // work.ranks))
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
     model.load_state_dict(model.state_dict(), strict=False)  # frozen layers count as loaded

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU in between."""
@@ -19,9 +21,9 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-def feed_forward(x: Tensor, linear1: nn.Linear, dropout: nn.Module, linear2: nn.Linear) -> Tensor:
+def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Linear) -> Tensor:
     """The network of a transformer's layer, (..., C) -> the same: linear, ReLU, dropout, linear."""
     # In rows: the result of a layer of more axes is a view, and a view that is overwritten costs
     # autograd a copy of its gradient.
     rows = x.flatten(0, -2)
-    return linear2(dropout(F.relu_(linear1(rows)))).view_as(x)
+    return linear2(dropout.of_relu_(linear1(rows))).view_as(x)
