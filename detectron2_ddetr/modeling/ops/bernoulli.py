@@ -18,7 +18,7 @@ def bernoulli(shape: torch.Size, probability: float) -> Tensor:
     The draws and the state that the generator is left in are those of
     ``torch.empty(shape).bernoulli_(probability)``.
     """
-    result = torch.empty(shape, dtype=torch.bool)
+    result = torch.empty(shape, dtype=torch.bool, device="cpu")
     if not HAS_CPU_KERNELS:
         return result.bernoulli_(probability)
     state = torch.get_rng_state()
