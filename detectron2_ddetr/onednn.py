@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.deformable_resnet import DeformConv2d
-from .toolbox import RESIDUAL_BLOCKS
+from .toolbox import BasicBlock, BottleneckBlock
 
 _ops = torch.ops.mkldnn
 
@@ -79,7 +79,8 @@ class _OneDNNBlock(nn.Module):
 
 
 _BLOCKS = {
-    kind: type(f"OneDNN{kind.__name__}", (_OneDNNBlock, kind), {}) for kind in RESIDUAL_BLOCKS
+    kind: type(f"OneDNN{kind.__name__}", (_OneDNNBlock, kind), {})
+    for kind in (BasicBlock, BottleneckBlock)
 }
 
 

@@ -60,8 +60,6 @@ if TOOLBOX == "detectron2":
     from detectron2.structures import Boxes, BoxMode, ImageList, Instances
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
-
-    RESIDUAL_BLOCKS = (BasicBlock, BottleneckBlock)
 else:
     from .host import comm, hooks
     from .host import transforms as T
@@ -91,7 +89,8 @@ else:
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         Backbone,
-        ResidualBlock,
+        BasicBlock,
+        BottleneckBlock,
         build_backbone,
         build_model,
         build_resnet_backbone,
@@ -99,8 +98,6 @@ else:
     )
     from .host.solver import build_lr_scheduler, get_default_optimizer_params
     from .host.structures import Boxes, BoxMode, ImageList, Instances
-
-    RESIDUAL_BLOCKS = (ResidualBlock,)
 
 
 def has_compiled_layers() -> bool:

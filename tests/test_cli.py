@@ -38,7 +38,12 @@ def catalogs(monkeypatch):
 @pytest.fixture(autouse=True)
 def loggers():
     """Each test logs to its own output: the handlers of a command keep that of their test."""
+    forget_loggers()
     yield
+    forget_loggers()
+
+
+def forget_loggers():
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore", "detectron2_ddetr"):
         logging.getLogger(name).handlers.clear()

@@ -75,7 +75,7 @@ def _conv(norm: str, inputs: int, outputs: int, size: int, stride: int, groups=1
     return Conv2d(inputs, outputs, size, stride, bias=False, norm=_NORMS[norm](outputs), **kwargs)
 
 
-class ResidualBlock(nn.Module):
+class _Block(nn.Module):
     """Convolutions `conv1`, `conv2`, ..., of arguments for :func:`_conv`, and a shortcut."""
 
     def __init__(self, norm: str, inputs: int, convs: list[tuple[int, ...]]):
@@ -99,6 +99,14 @@ class ResidualBlock(nn.Module):
         return out.relu_()
 
 
+class BasicBlock(_Block):
+    """Of two convolutions, for depths 18 and 34."""
+
+
+class BottleneckBlock(_Block):
+    """Of three, the second of which sees a neighbourhood."""
+
+
 class ResNet(Backbone):
     """A stem and the stages `res2` ... `res5`, no further than ``OUT_FEATURES`` need."""
 
@@ -119,7 +127,8 @@ class ResNet(Backbone):
             blocks = []
             for i in range(num_blocks):
                 convs = _convs_of_block(opts, stage, outputs, stride if i == 0 else 1, dilation)
-                blocks.append(ResidualBlock(opts.NORM, inputs, convs))
+                kind = BottleneckBlock if len(convs) == 3 else BasicBlock
+                blocks.append(kind(opts.NORM, inputs, convs))
                 inputs = outputs
             if stage < last:
                 total_stride *= stride
