@@ -107,6 +107,15 @@ def test_the_peer_reads_what_the_model_reads(peer, capsys):
     assert len(peer.calls[1][1]) == 1 and peer.calls[1][1][0] is images[0]
 
 
+def test_a_peer_of_mixed_precision_stays_float32(peer, capsys):
+    """It is what is measured beside ours, and not our own model in float32."""
+    arguments = [*COMMON, "--markdown", "--peer", "recording_peer:build", *SMALL]
+    benchmark.main([*arguments, "SOLVER.AMP.ENABLED", "True"])
+    train, infer = rows(capsys.readouterr().out)
+    assert all(train[2:5]) and all(infer[2:5])
+    assert len(peer.calls) > 6 and peer.calls[0][1][0].dtype == torch.float32
+
+
 def test_inference_is_not_training():
     cfg = benchmark.load_config(COMMON[1], [*SMALL, "SOLVER.IMS_PER_BATCH", "2"])
     model = benchmark.Trainer.build_model(cfg)

@@ -109,7 +109,7 @@ def test_earlier_checkpoints(runs, image, tmp_path):
     """One more picture, of the ground truth that is named."""
     words = ["inspect", runs["single_scale"], image, "--output", str(tmp_path / "out")]
     words += ["--earlier", f"{runs['single_scale']}/model_final.pth"]
-    with pytest.raises(SystemExit, match="name the --truth too"):
+    with pytest.raises(SystemExit, match="name one, and the --truth"):
         cli.main(words)
     cli.main([*words, "--truth", JSON, "MODEL.DEVICE", "cpu"])
     (folder,) = (tmp_path / "out").iterdir()

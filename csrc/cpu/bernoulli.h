@@ -16,8 +16,8 @@ inline uint32_t twisted(uint32_t a, uint32_t b) {
   return (mixed >> 1) ^ (-(b & 1u) & 0x9908b0dfu);
 }
 
-// The next words of the recurrence. What a loop reads lies before what it writes, or at least 227
-// words behind, so that both run in vectors.
+// The next words of the recurrence. What a loop reads lies ahead of what it writes, or 227 words
+// behind, so that both run in vectors.
 inline void renew(uint32_t* word) {
   constexpr int n = kTwisterWords, m = kTwisterShift;
   for (int i = 0; i < n - m; ++i) word[i] = word[i + m] ^ twisted(word[i], word[i + 1]);

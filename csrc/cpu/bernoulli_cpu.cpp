@@ -28,6 +28,7 @@ void bernoulli_(Tensor generator_state, Tensor result, double probability) {
                   "bernoulli_: result must be bool and contiguous");
   STD_TORCH_CHECK(0 <= probability && probability <= 1, "bernoulli_: the probability is ",
                   probability, ", which is not in [0, 1]");
+  if (result.numel() == 0) return;  // nor does the state of a new generator change then
   int64_t* const state = generator_state.mutable_data_ptr<int64_t>();
   const int64_t left = state[kLeft] & 0xffffffff;
   STD_TORCH_CHECK(1 <= left && left <= kTwisterWords,

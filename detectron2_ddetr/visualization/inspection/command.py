@@ -100,8 +100,10 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         raise InputError("no image is given: name one or more, or a folder of them with --over")
     if not 0 <= args.score_threshold <= 1:
         raise InputError(f"--score-threshold is {args.score_threshold:g}: scores are from 0 to 1")
-    if args.earlier and not args.truth:
-        raise InputError("--earlier compares the matching of checkpoints: name the --truth too")
+    if args.earlier and not (images and args.truth):
+        raise InputError(
+            "--earlier compares the matching of checkpoints in an image: name one, and the --truth"
+        )
     folders = _folders_of(images, args.output)
     over = _images_in(args.over) if args.over else []
     require_weights(cfg)
@@ -133,13 +135,9 @@ def inspect(cfg: CfgNode, images: Sequence[str], args: argparse.Namespace) -> No
         ]
         if target is not None:
             pictures.append(_losses(view, model, target, path))
-        if target is not None and len(target["labels"]) > 0 and earlier:
-            models = {**earlier, cfg.MODEL.WEIGHTS: model}
-            steps = [
-                _checkpoint(m, file, _view(m, image, sample, names), target)
-                for file, m in models.items()
-            ]
-            pictures.append([("matching_by_checkpoint", matching_by_checkpoint(steps))])
+            views = [(p, m, _view(m, image, sample, names)) for p, m in earlier.items()]
+            views.append((cfg.MODEL.WEIGHTS, model, view))
+            pictures.append(_by_checkpoint(views, target))
         drawn = [_write(p, folder, name) for name, p in itertools.chain(*pictures)]
         if choice.encoder_layers and not view.captured.is_dense:
             title = readable(os.path.basename(path), "the image")
@@ -167,11 +165,6 @@ def _view(model: nn.Module, image: np.ndarray, sample: dict, names: Sequence[str
     with capture(model) as captured, torch.no_grad():
         model([sample])
     return View(image, captured, 0, readable_names(names))
-
-
-def _checkpoint(model: nn.Module, path: str, view: View, target: dict[str, Tensor]) -> Checkpoint:
-    matched = match(view, model.criterion.matcher, target)
-    return Checkpoint(os.path.basename(path), view, matched)
 
 
 def _attention(view: View, choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
@@ -238,6 +231,18 @@ def _losses(
     groups = groups_of(model.head, target)
     if len(groups) > 1:
         yield "query_groups", query_groups(groups)
+
+
+def _by_checkpoint(
+    views: Sequence[tuple[str, nn.Module, View]], target: dict[str, Tensor]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Of a path, a model and what it makes of the image, for each checkpoint, if there are more."""
+    if len(views) > 1 and len(target["labels"]) > 0:
+        checkpoints = [
+            Checkpoint(os.path.basename(path), view, match(view, model.criterion.matcher, target))
+            for path, model, view in views
+        ]
+        yield "matching_by_checkpoint", matching_by_checkpoint(checkpoints)
 
 
 def _query_map(model: nn.Module, samples: Iterable[dict]) -> np.ndarray:
