@@ -114,7 +114,7 @@ def test_gradients(kind, net, name):
     torch.testing.assert_close(norms, expected, rtol=1e-3, atol=1e-6 * expected.max().item())
 
 
-@pytest.mark.parametrize("name", DAT_SIZES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name):
     with torch.device("meta"):
         model = DATClassifier(**DAT_SIZES[name])

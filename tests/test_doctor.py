@@ -1,5 +1,6 @@
 """Checkpoints of other projects: told apart, computing here what they compute there, and back."""
 
+import hashlib
 import json
 import pickle
 
@@ -10,7 +11,7 @@ from torch.testing import assert_close
 from detectron2_ddetr import Checkpointer, convert_official_state_dict, load_config
 from detectron2_ddetr.checkpoint.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from detectron2_ddetr.checkpoint.convert import convert_file
-from detectron2_ddetr.checkpoint.doctor import describe, examine, fitting_config
+from detectron2_ddetr.checkpoint.doctor import describe, examine, fitting_config, source_of
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.checkpoint.head_shapes import check_head
 from detectron2_ddetr.checkpoint.project import is_two_stage
@@ -334,6 +335,26 @@ def test_names_and_licence_of_a_folder(tmp_path):
     assert "91 rows: cell 0, cell 1" in describe(found) and "licence: mit" in describe(found)
     (tmp_path / "hub" / "config.json").write_text('{"model_type": "yolos", "id2label": 3}')
     assert examine(str(tmp_path / "hub")).names[1] == "person"  # of another model: not looked at
+
+
+def test_a_folder_may_have_its_weights_in_several_files(tmp_path):
+    """The same model, and its source is all of them."""
+    here = hub_folder(tmp_path / "hub", "refine", {})
+    whole, metadata = load_safetensors(str(tmp_path / "hub" / "model.safetensors"))
+    (tmp_path / "hub" / "model.safetensors").unlink()
+    halves = [dict(list(whole.items())[i::2]) for i in range(2)]
+    weight_map, data = {}, b""
+    for i, half in enumerate(halves):
+        name = f"model-0000{i + 1}-of-00002.safetensors"
+        save_safetensors(half, str(tmp_path / "hub" / name), metadata)
+        weight_map |= dict.fromkeys(half, name)
+        data += (tmp_path / "hub" / name).read_bytes()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = examine(str(tmp_path / "hub"))
+    assert found.refines and found.tensors.keys() == here.keys()
+    assert all(torch.equal(found.tensors[key], value) for key, value in here.items())
+    assert source_of(found)["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """SOLVER.AMP: the network's products in 16 bits, in training and evaluation, and nothing else."""
 
+import platform
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from detectron2_ddetr.config_rules import check_trainer_config
+from detectron2_ddetr.engine import device
 from detectron2_ddetr.errors import InputError
 
 from .conftest import FAMILY, not_ranked, seeded, small_cfg
@@ -15,6 +19,7 @@ from .test_meta_arch import build, sample
 from .test_training import assert_same_run, last_checkpoint, run, shapes  # noqa: F401
 
 AMP = ["SOLVER.AMP.ENABLED", True]
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def batch():
@@ -78,6 +83,29 @@ def test_a_model_that_asks_for_nothing_leaves_the_caller_s_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = types_of_products(model, lambda: model(batch()))
     assert torch.bfloat16 in found
+
+
+def test_a_processor_without_bfloat16_is_named(monkeypatch, caplog):
+    """Where x86 has no AVX-512; not on a GPU, nor where float32 is asked for."""
+    said = "SOLVER.AMP.ENABLED: PyTorch has no fast way"
+    for has, opts, warns in (
+        (False, AMP, True),
+        (False, ["SOLVER.AMP.ENABLED", False], False),
+        (False, [*AMP, "MODEL.DEVICE", "cuda"], False),
+        (True, AMP, False),
+    ):
+        monkeypatch.setattr(device, "has_bfloat16", lambda has=has: has)
+        caplog.clear()
+        device.warn_of_slow_precision(small_cfg(*opts))
+        assert (said in caplog.text) == warns
+
+
+def test_bfloat16_of_this_processor():
+    """As Linux lists the instructions of an x86 one."""
+    if not CPUINFO.is_file() or platform.machine() != "x86_64":
+        pytest.skip("no /proc/cpuinfo of an x86 processor")
+    flags = set(re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)[1].split())
+    assert device.has_bfloat16() == ({"avx512bw", "avx512dq", "avx512vl"} <= flags)
 
 
 def test_float16_is_for_gpus():

@@ -8,6 +8,7 @@ import torch
 
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.checkpoint.safetensors import load_safetensors, save_safetensors
+from detectron2_ddetr.checkpoint.shards import shards_of
 from detectron2_ddetr.errors import InputError
 
 
@@ -103,3 +104,66 @@ def test_other_types_are_named(tmp_path, dtype):
     (tmp_path / "x.safetensors").write_bytes(file_of({"a": entry(dtype, [2], 0, 8)}, NUMBERS))
     with pytest.raises(InputError, match="x.safetensors: a is of type .*known are F64"):
         load_checkpoint_file(str(tmp_path / "x.safetensors"))
+
+
+# Weights in several files, as `save_pretrained(..., max_shard_size=...)` of transformers writes.
+
+
+def shards(folder, weight_map):
+    """Tensors a and b in one file, c in the other; the path of the index."""
+    save_safetensors(
+        {"a": torch.ones(2), "b": torch.zeros(3)}, str(folder / "model-1.safetensors"), {}
+    )
+    save_safetensors({"c": torch.arange(4)}, str(folder / "model-2.safetensors"), {})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 52}, "weight_map": weight_map}))
+    return str(index)
+
+
+FIRST, SECOND = "model-1.safetensors", "model-2.safetensors"
+
+
+def test_shards_are_one_state_dict(tmp_path):
+    """In the order of the index; a folder with it is that of the weights."""
+    index = shards(tmp_path, {"a": FIRST, "c": SECOND, "b": FIRST})
+    (tmp_path / "config.json").write_text("{}")
+    for path in (index, str(tmp_path)):
+        found = load_checkpoint_file(path)["model"]
+        assert list(found) == ["a", "c", "b"]
+        assert torch.equal(found["c"], torch.arange(4)) and torch.equal(found["b"], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "weight_map, words",
+    [
+        ({"a": FIRST, "b": FIRST}, None),
+        ({"a": FIRST, "c": SECOND}, f"{FIRST} holds other tensors than it says, b is one of 1"),
+        ({"a": FIRST, "b": SECOND}, "holds other tensors than it says"),
+        ({"a": FIRST, "b": FIRST, "c": "model-3.safetensors"}, "1 of its 2 files .* first model-3"),
+        ({"a": "../model-1.safetensors"}, "must say which file beside it"),
+        ({"a": "model.safetensors.index.json"}, "must say which file beside it"),
+        ({"a": 3}, "must say which file beside it"),
+        ({}, "must say which file beside it"),
+        ([FIRST], "must say which file beside it"),
+    ],
+)
+def test_shards_that_do_not_belong_together_are_refused(weight_map, words, tmp_path):
+    index = shards(tmp_path, weight_map)
+    if words is None:
+        assert list(load_checkpoint_file(index)["model"]) == ["a", "b"]
+        return
+    with pytest.raises(InputError, match=f"index.json: .*{words}"):
+        load_checkpoint_file(index)
+
+
+def test_an_index_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "x.index.json").write_text("{")
+    with pytest.raises(InputError, match="x.index.json: is no JSON .* download it again"):
+        load_checkpoint_file(str(tmp_path / "x.index.json"))
+
+
+def test_files_of_an_index(tmp_path):
+    """Whose digest is that of the weights."""
+    index = shards(tmp_path, {"a": FIRST, "b": FIRST, "c": SECOND})
+    assert shards_of(index) == [str(tmp_path / FIRST), str(tmp_path / SECOND)]
+    assert shards_of(str(tmp_path / FIRST)) == [str(tmp_path / FIRST)]

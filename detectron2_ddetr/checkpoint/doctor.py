@@ -16,6 +16,7 @@ from .hub import weights_of_folder
 from .project import Project, StateDict, is_dense, layers_differ
 from .projects import class_names_by_rows, recognised
 from .reading import why_unreadable
+from .shards import shards_of
 from .sizes import config_values, has_indicator, has_usual_resnet
 from .train_only import with_many_queries
 
@@ -191,11 +192,15 @@ def _source(source: dict[str, Any] | None) -> str:
 
 
 def source_of(found: Examined) -> dict[str, Any]:
-    """What a file that is made of this one says of it; of a converted one, also of its source."""
+    """
+    What a file that is made of this one says of it; of a converted one, also of its source. Of an
+    index, the SHA-256 is that of its files, one after another by name.
+    """
     digest = hashlib.sha256()
-    with open(found.path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for path in shards_of(found.path):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     source = {
         "project": found.project.name,
         "file": os.path.basename(found.path),

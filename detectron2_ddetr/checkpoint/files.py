@@ -16,6 +16,7 @@ from .entries import LICENCE
 from .hub import entries_beside, weights_of_folder
 from .pickled import NotDataError, load_pickle
 from .safetensors import is_safetensors, load_safetensors
+from .shards import is_index, load_shards
 
 # Official checkpoints carry the command line they were trained with. It is a plain container;
 # nothing else that is not a tensor or a Python literal is let in. For the whole process, because
@@ -44,8 +45,9 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     from it.
 
     Args:
-        path: may be a folder of Hugging Face transformers. What its config.json says is among the
-            entries, as :func:`entries_beside` has it.
+        path: may be a folder of Hugging Face transformers, or the index of the files that such
+            weights are divided into. What its config.json says is among the entries, as
+            :func:`entries_beside` has it.
 
     Raises:
         MissingFileError: when there is no such file.
@@ -56,9 +58,11 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "does not exist"
         raise MissingFileError(f"checkpoint {path} {what}; correct its path")
+    entries = entries_beside(path)
+    if is_index(path):
+        return {"model": load_shards(path, _load_state_dict), **entries}
     with open(path, "rb") as f:
         start = f.read(64)
-    entries = entries_beside(path)
     if is_safetensors(start):
         tensors, metadata = load_safetensors(path)
         known = {LICENCE: metadata[LICENCE]} if LICENCE in metadata else {}
@@ -79,6 +83,10 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             f"{path}: a checkpoint must be a dict, this is a {type(checkpoint).__name__}"
         )
     return {"model": model_state_dict(checkpoint, path), **entries} if entries else checkpoint
+
+
+def _load_state_dict(path: str) -> dict[str, Tensor]:
+    return model_state_dict(load_checkpoint_file(path), path)
 
 
 def _why_not_loaded(path: str, start: bytes, error: Exception) -> str:

@@ -11,7 +11,12 @@ from .entries import CLASS_NAMES, DILATED, LICENCE, REFINES
 
 _CONFIG, _CARD = "config.json", "README.md"
 #: Files of weights in such a folder, the first of which is taken.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 #: {model_type: the class of transformers that reads such a folder}
 _ARCHITECTURES = {
     "deformable_detr": "DeformableDetrForObjectDetection",
@@ -20,7 +25,7 @@ _ARCHITECTURES = {
 
 
 def weights_of_folder(folder: str) -> str | None:
-    """The file of weights in a folder of transformers; None if it is none."""
+    """The file of weights, or their index, in a folder of transformers; None if it is none."""
     if not os.path.isfile(os.path.join(folder, _CONFIG)):
         return None
     paths = [os.path.join(folder, name) for name in WEIGHTS]

@@ -1,9 +1,13 @@
-"""Whether the device that a config asks for is here."""
+"""Whether the device that a config asks for is here, and can compute as the config says."""
+
+import logging
 
 import torch
 
 from ..errors import InputError
 from ..toolbox import CfgNode
+
+logger = logging.getLogger(__name__)
 
 
 def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
@@ -41,3 +45,19 @@ def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
             f"--num-gpus {num_gpus}, but there are {torch.cuda.device_count()}: give fewer, or "
             "add MODEL.DEVICE cpu"
         )
+
+
+def warn_of_slow_precision(cfg: CfgNode) -> None:
+    """Says where mixed precision is slower than none."""
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    if cfg.SOLVER.AMP.ENABLED and on_cpu and not has_bfloat16():
+        logger.warning(
+            "SOLVER.AMP.ENABLED: PyTorch has no fast way to compute in bfloat16 on this "
+            "processor, and it will take many times as long as float32: add SOLVER.AMP.ENABLED "
+            "False"
+        )
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 in oneDNN, as x86 does from AVX-512 on."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

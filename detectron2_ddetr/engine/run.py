@@ -30,7 +30,7 @@ from ..toolbox import (
 )
 from .batch_rule import apply_batch_rule
 from .box_metrics import summary_lines
-from .device import check_device
+from .device import check_device, warn_of_slow_precision
 from .dry_run import dry_run
 from .evaluator import finite_results
 from .run_folder import check_run_folder, kept_unless_done
@@ -148,6 +148,7 @@ def _dry_run(cfg: CfgNode) -> None:
     cfg = cfg.clone()
     cfg.defrost()
     with tempfile.TemporaryDirectory(prefix="ddetr_dry_run_") as cfg.OUTPUT_DIR:
+        warn_of_slow_precision(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
         logger.info(dry_run(trainer))
@@ -178,6 +179,7 @@ def main(
         # What a training that is refused would have done is no part of the folder of a run.
         with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
             default_setup(cfg, args)
+            warn_of_slow_precision(cfg)
             trainer = Trainer(cfg)
             trainer.register_hooks(list(more_hooks))
             trainer.after_evaluation.extend(after_evaluation)

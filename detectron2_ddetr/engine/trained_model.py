@@ -10,7 +10,7 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.files import last_checkpoint
 from ..errors import InputError, MissingFileError
 from ..toolbox import CfgNode
-from .device import check_device
+from .device import check_device, warn_of_slow_precision
 from .kept_checkpoints import BEST
 from .trainer import Trainer
 
@@ -100,6 +100,7 @@ def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
             fit.
     """
     check_device(cfg)
+    warn_of_slow_precision(cfg)
     model = Trainer.build_model(cfg).eval()
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, needs_head=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
