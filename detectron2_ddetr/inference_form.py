@@ -1,6 +1,7 @@
 """The form of a model that only detects: the same numbers, less work."""
 
 import copy
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,15 @@ _PRODUCTS = {
 class Int8Linear(nn.Module):
     """
     A linear layer whose weight has 8 bits, each row with a scale of its own. Its input is rounded
-    to 8 bits, all of it with one scale; what is not finite makes all of the result NaN.
+    to 8 bits, all of it with one scale; what is not finite makes all of the result NaN. Where the
+    processor adds products in 16 bits, weights have 7, which these sums can hold.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach().float()
         tiny = torch.finfo(torch.float32).tiny
-        self.scales = (weight.abs().amax(1) / 127).clamp(min=tiny)
+        self.scales = (weight.abs().amax(1) / (127 if _holds_8_bits() else 63)).clamp(min=tiny)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         rounded = (weight / self.scales[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
@@ -41,11 +43,43 @@ class Int8Linear(nn.Module):
         zero = (-least / scale).round()
         # Truncated, which rounds what a half is added to.
         rows = torch.add(zero + 0.5, rows, alpha=1 / scale.item()).to(torch.uint8)
-        result = torch.ops.onednn.qlinear_pointwise(
-            rows, scale, zero.to(torch.int32), self.weight, self.scales, self.zeros, self.bias,
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        result = _int8_product(rows, scale, zero, self.weight, self.scales, self.zeros, self.bias)
         return result.unflatten(0, x.shape[:-1]).to(x.dtype)
+
+
+def _int8_product(
+    rows: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """(N, K) uint8 by the packed (J, K) int8 -> (N, J) float32."""
+    return torch.ops.onednn.qlinear_pointwise(
+        rows, scale, zero.to(torch.int32), weight, scales, zeros, bias,
+        1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+
+
+@functools.cache
+def _holds_8_bits() -> bool:
+    """
+    Whether the largest products come out right. x86 without VNNI adds two of them in 16 bits, and
+    what does not fit is cut off.
+    """
+    rows, weight = torch.full((1, 64), 255).to(torch.uint8), torch.full((16, 64), 127)
+    found = _int8_product(
+        rows,
+        torch.ones(()),
+        torch.zeros(()),
+        torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None),
+        torch.ones(16),
+        torch.zeros(16, dtype=torch.int64),
+        None,
+    )
+    return bool((found == 64 * 255 * 127).all())
 
 
 def inference_form(model: nn.Module, *, int8: bool = False) -> nn.Module:

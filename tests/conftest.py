@@ -1,6 +1,7 @@
 """Shared by all tests: where the configs are, the device marker, and small models."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,16 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 DATA = ROOT / "datasets" / "bccd"
+
+
+def _instructions():
+    """The flags that Linux lists of an x86 processor; none elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M) if cpuinfo.is_file() else None
+    return set(found[1].split()) if found else set()
+
+
+PROCESSOR = _instructions()
 
 
 def pytest_configure(config):

@@ -25,6 +25,7 @@ def cfg_of(variant):
     opts = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.BACKBONE.FREEZE_AT", 0]
     opts += ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160]
     if variant == "dat":
+        opts += ["MODEL.DAT.NAME", "DAT-XS"]
         opts += ["MODEL.DETR.IN_FEATURES", ["stride32"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
     elif "single" not in variant and variant != "detr":
         opts += ["MODEL.DETR.IN_FEATURES", ["res3"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]

@@ -14,7 +14,7 @@ from detectron2_ddetr.inference_form import Int8Linear
 from detectron2_ddetr.onednn import OneDNNLinear
 from detectron2_ddetr.toolbox import TOOLBOX, build_model
 
-from .conftest import FAMILY, VARIANTS, small_cfg
+from .conftest import FAMILY, PROCESSOR, VARIANTS, small_cfg
 from .test_meta_arch import build, image, sample
 
 needs_onednn = pytest.mark.skipif(
@@ -237,16 +237,17 @@ def test_tracing():
 def test_8_bits(shape):
     """
     Each product is off by at most half a step of either factor times the other, so their sum is;
-    and it is off, since it is not float32.
+    and it is off, since it is not float32. Without VNNI a processor has steps twice as large.
     """
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(24, 10)
     x = torch.randn(*shape, 24, generator=generator)
     with torch.no_grad():
-        expected, found = linear(x), Int8Linear(linear)(x)
+        int8 = Int8Linear(linear)
+        expected, found = linear(x), int8(x)
         weight = linear.weight.abs()
         step_x = (x.max() - x.min()) / 255
-        step_w = weight.amax(1) / 127
+        step_w = int8.scales
         bound = (
             weight.sum(1) * step_x
             + x.abs().sum(-1, keepdim=True) * step_w / 2
@@ -254,6 +255,9 @@ def test_8_bits(shape):
         )
     assert found.shape == expected.shape
     assert ((found - expected).abs() <= bound).all() and not torch.equal(found, expected)
+    if PROCESSOR:
+        steps = 127 if {"avx512_vnni", "avx_vnni"} & PROCESSOR else 63
+        assert ((weight.amax(1) / step_w).round() == steps).all()
 
 
 @needs_onednn
