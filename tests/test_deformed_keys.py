@@ -298,6 +298,18 @@ def test_memory_of_a_large_image(name, stage, mode):
     assert float(done.stdout) < 2.0
 
 
+@pytest.mark.parametrize("bias", ["relative", "none"])
+@torch.no_grad()
+def test_a_program_takes_any_batch(bias, monkeypatch):
+    """Though larger batches go in more parts, where nothing is exported."""
+    module = attention(bias=bias)
+    x = torch.randn(5, 4, 7, DIM, dtype=torch.float64)
+    monkeypatch.setattr(deformed_keys, "_AT_A_TIME", 2 * HEADS * 6 * 4 * 3)
+    program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    for n in (1, 2, 5):
+        assert_close(program.module()(x[:n]), module(x[:n]))
+
+
 @pytest.mark.parametrize(
     "options, says",
     [
