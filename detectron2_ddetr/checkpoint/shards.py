@@ -33,6 +33,7 @@ def shards_of(path: str) -> list[str]:
 
 
 def is_index(path: str) -> bool:
+    """Whether a file of this name is one."""
     return path.endswith(_INDEX)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..backbones.dat import DATBackbone
 from ..errors import InputError
 from ..modeling import GRID_SAMPLE_DECOMPOSITIONS
+from ..modeling.bilinear import GATHER_DECOMPOSITIONS
 from .description import KEY
 from .graph import DetectorGraph
 
@@ -55,7 +56,8 @@ def refuse(graph: DetectorGraph, size: list[int] | None, precision: str) -> None
 
 def write(program: torch.export.ExportedProgram, path: str, text: str) -> None:
     """`text` goes into the file's metadata."""
-    save(program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS), path, text)
+    decompositions = GRID_SAMPLE_DECOMPOSITIONS | GATHER_DECOMPOSITIONS
+    save(program.run_decompositions(decompositions), path, text)
 
 
 def save(program: torch.export.ExportedProgram, path: str, text: str) -> None:

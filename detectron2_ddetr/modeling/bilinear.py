@@ -49,6 +49,21 @@ def sum_of_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     return summed.reshape(*shape, rows.shape[1])
 
 
+def _gathered(
+    rows: Tensor, index: Tensor, offsets: Tensor, _scale: bool, _mode: int, _sparse: bool,
+    weights: Tensor, *_: object
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`embedding_bag` of :func:`sum_of_rows`, whose bags are of one size."""
+    number = index.shape[0] // offsets.shape[0]
+    found = (rows[index] * weights[:, None]).unflatten(0, (offsets.shape[0], number)).sum(1)
+    return found, offsets, offsets, offsets  # of which the first alone is read
+
+
+#: For `program.run_decompositions`, where a program goes to ONNX: its `embedding_bag` would be a
+#: loop over bags, of which a large image has millions.
+GATHER_DECOMPOSITIONS = {torch.ops.aten.embedding_bag.padding_idx: _gathered}
+
+
 def sample_rows(maps: Tensor, positions: Tensor) -> Tensor:
     """
     Reads maps at points, zero outside; torch's `grid_sample` with `align_corners`.
