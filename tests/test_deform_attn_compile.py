@@ -1,5 +1,6 @@
 """The operator under `opcheck`, `torch.compile` and `torch.export`, alone and in whole models."""
 
+import functools
 import shutil
 
 import pytest
@@ -16,7 +17,7 @@ from detectron2_ddetr.modeling import (
 )
 from detectron2_ddetr.toolbox import build_model
 
-from .conftest import FAMILY, small_cfg
+from .conftest import FAMILY, VARIANTS, small_cfg
 from .modeling_cases import HEADS, randomise, small_features, small_head
 from .op_cases import IMPLEMENTATIONS, NAMES, OPS, make_problem, using
 
@@ -280,6 +281,7 @@ def test_compiled_model(variant):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@functools.cache
 def exported(variant):
     """A model, its program of images and padding, and that without the operator."""
     layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
@@ -298,14 +300,12 @@ def exported(variant):
 BATCHES = [[(200, 151)], [(90, 130), (100, 70), (88, 77)], [(70, 66)] * 4]
 
 
-@pytest.mark.parametrize("variant", ["single_scale_dc5", "multi_scale", "two_stage", "dn", "dino"])
-def test_exported_model(variant, tmp_path):
-    """
-    One program for any batch and image size, with the operator and without it; the latter runs
-    where PyTorch is not. The others of the family are in test_export.py.
-    """
+@pytest.mark.parametrize("variant", [*VARIANTS, "h", "dn", "dino", "detr"])
+def test_exported_model(variant):
+    """One program for any batch and image size, with the operator and without it."""
     whole, program, decomposed = exported(variant)
-    assert len(operators(program)) == 3  # one per layer of encoder and decoder
+    # One per layer of encoder and decoder.
+    assert len(operators(program)) == (0 if variant == "detr" else 3)
     assert operators(decomposed) == []
     for sizes in BATCHES:
         batch = image_batch(*sizes)
@@ -313,13 +313,14 @@ def test_exported_model(variant, tmp_path):
         for run in (program.module(), decomposed.module()):
             for a, b in zip(run(*batch), expected):
                 assert_close(a, b, rtol=1e-4, atol=1e-4)
-    if variant in ("multi_scale", "two_stage", "dino"):
-        check_onnx(whole, decomposed, tmp_path)
 
 
-def check_onnx(whole, decomposed, tmp_path):
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage", "dino"])
+def test_onnx(variant, tmp_path):
+    """The program without the operator runs where PyTorch is not, on any batch and image size."""
     pytest.importorskip("onnxscript", reason="torch.onnx needs onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="nothing here runs an ONNX file")
+    whole, _, decomposed = exported(variant)
     program = torch.onnx.export(decomposed, dynamo=True, verbose=False, optimize=False)
     program.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -50,8 +50,8 @@ def trajectory(folder):
 )
 def test_the_trajectory_is_the_one_on_record(tmp_path, monkeypatch):
     """
-    A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2. After
-    12 iterations what is float32 (position encodings) has another processor choose another match.
+    A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2. From
+    iteration 13 on another processor gives other losses, equal to six digits before.
     """
     monkeypatch.chdir(ROOT)
     expected = json.loads(RECORD.read_text())

@@ -56,12 +56,12 @@ def refuse(graph: DetectorGraph, size: list[int] | None, precision: str) -> None
 
 def write(program: torch.export.ExportedProgram, path: str, text: str) -> None:
     """`text` goes into the file's metadata."""
-    decompositions = GRID_SAMPLE_DECOMPOSITIONS | GATHER_DECOMPOSITIONS
-    save(program.run_decompositions(decompositions), path, text)
+    save(program, GRID_SAMPLE_DECOMPOSITIONS, path, text)
 
 
-def save(program: torch.export.ExportedProgram, path: str, text: str) -> None:
-    """A program that has no operator of this package any more."""
+def save(program: torch.export.ExportedProgram, decompositions: dict, path: str, text: str) -> None:
+    """`decompositions` are of the operator of this package, which ONNX does not know."""
+    program = program.run_decompositions(decompositions | GATHER_DECOMPOSITIONS)
     names = list(AXES)
     onnx = torch.onnx.export(
         program, dynamo=True, verbose=False, optimize=False, input_names=names[:2],

@@ -53,7 +53,7 @@ def _plugin_node(value, level_shapes, level_points, references, offsets, logits)
 def write(program: torch.export.ExportedProgram, path: str, text: str) -> None:
     """`text` goes into the file's metadata."""
     fused = torch.ops.detectron2_ddetr.ms_deform_attn_fused.default
-    onnx_file.save(program.run_decompositions({fused: _plugin_node}), path, text)
+    onnx_file.save(program, {fused: _plugin_node}, path, text)
 
 
 def checked_shapes(path: str) -> list[dict[str, list[Any]]]:

@@ -119,9 +119,10 @@ class DeformedKeyAttention(nn.Module):
         if torch.is_grad_enabled() and of_a_column * width > _KEPT:
             attend = functools.partial(checkpoint, attend, use_reentrant=False)
             least = max(1, width // _PARTS)
-        at_a_time = max(least, _AT_A_TIME // (n * of_a_column))
         if torch.compiler.is_compiling():
-            at_a_time = width  # a program would have the parts of its example, for every batch
+            at_a_time = width  # a program would have as many parts as its example, for any batch
+        else:
+            at_a_time = max(least, _AT_A_TIME // (n * of_a_column))
         queries = q.split(at_a_time, dim=2)
         biases = bias.split(at_a_time) if bias is not None else [None] * len(queries)
         out = [attend(*part, k, v) for part in zip(queries, biases)]
