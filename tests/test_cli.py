@@ -1,10 +1,7 @@
 """The command `ddetr`: what it finds, what it refuses, and how it says so."""
 
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError
 from detectron2_ddetr.toolbox import DatasetCatalog, MetadataCatalog, setup_logger
 
 from .conftest import CONFIGS, DATA, ROOT
+from .fork_server import python
 from .test_training import TINY, shapes  # noqa: F401  (a fixture)
 
 VAL = [str(DATA / "annotations" / "instances_val.json"), str(DATA / "val")]
@@ -276,14 +274,9 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 
 def ddetr(*words, cwd, expected=0):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-m", "detectron2_ddetr.cli", *map(str, words)],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    status, log = python("-m", "detectron2_ddetr.cli", *words, cwd=cwd)
+    assert status == expected, log[-6000:]
+    return log
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def tiny(precision):
     return build(
         # fmt: off
         "MODEL.BACKBONE.NAME", "build_tiny_backbone", NODE + "IN_FEATURES", ["fine", "coarse"],
-        NODE + "NUM_FEATURE_LEVELS", 3, NODE + "ENC_LAYERS", 1, NODE + "DEC_LAYERS", 2,
+        NODE + "NUM_FEATURE_LEVELS", 2, NODE + "ENC_LAYERS", 1, NODE + "DEC_LAYERS", 1,
         NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True,
         "SOLVER.AMP.ENABLED", precision == "bfloat16",
         # fmt: on

@@ -20,6 +20,7 @@ from detectron2_ddetr.toolbox import build_model
 from .conftest import FAMILY, VARIANTS, small_cfg
 from .modeling_cases import HEADS, randomise, small_features, small_head
 from .op_cases import IMPLEMENTATIONS, NAMES, OPS, make_problem, using
+from .test_meta_arch import build_tiny_backbone  # noqa: F401  registers it
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -283,10 +284,16 @@ def test_compiled_model(variant):
 
 @functools.cache
 def exported(variant):
-    """A model, its program of images and padding, and that without the operator."""
+    """
+    A model, its program of images and padding, and that without the operator.
+
+    What takes the time is the number of layers and levels, so that only two have a ResNet.
+    """
     layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
-    if "single" not in variant and variant != "detr":  # a level less is a third of the time
-        layers += ["MODEL.DETR.IN_FEATURES", ["res5"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
+    if variant not in ("single_scale_dc5", "detr"):
+        layers += ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
+        layers += ["MODEL.DETR.IN_FEATURES", ["coarse"], "MODEL.DETR.NUM_FEATURE_LEVELS"]
+        layers += [1 if variant == "single_scale" else 2]
     model = build_model(small_cfg(*layers, config=FAMILY[variant])).eval()
     randomise(model.head, std=0.1)
     whole = Outputs(model.head, model.backbone, model.in_features)

@@ -1,25 +1,21 @@
 """A checkpoint knows its classes by name, and evaluation follows them."""
 
 import json
-import subprocess
-import sys
 
 import torch
 import yaml
 
-from .conftest import ROOT
-from .test_training import command, last_checkpoint, run, shapes  # noqa: F401
+from .fork_server import python
+from .test_training import last_checkpoint, run, shapes  # noqa: F401
 
 
 def evaluate(output, json_file, images, expected=0):
-    words = [sys.executable, "-m", "detectron2_ddetr.cli", "eval", str(output)]
-    words += ["--dataset", "other", str(json_file), str(images)]
+    words = ["eval", output, "--dataset", "other", json_file, images]
     words += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "('other',)"]
-    _, env = command(images, output)
-    done = subprocess.run(words, env=env, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
+    status, log = python("-m", "detectron2_ddetr.cli", *words)
+    assert status == expected, log[-6000:]
     if expected:
-        return done.stdout + done.stderr
+        return log
     return json.loads((output / "eval" / "coco_instances_results.json").read_text())
 
 

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 
 from .conftest import ROOT
+from .fork_server import python
 
 TINY = """
     MODEL.DEVICE cpu MODEL.WEIGHTS "" MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 50
@@ -72,10 +73,10 @@ def command(shapes, output, *arguments, opts=()):
 
 
 def run(shapes, output, *arguments, opts=(), expected=0):
-    words, env = command(shapes, output, *arguments, opts=opts)
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    (_, *words), _ = command(shapes, output, *arguments, opts=opts)
+    status, log = python(*words)
+    assert status == expected, log[-6000:]
+    return log
 
 
 def last_checkpoint(output):

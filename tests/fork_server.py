@@ -1,0 +1,61 @@
+"""
+Commands in processes of their own, forked from one that has already imported what they import.
+
+Importing takes longer than most of what the tests ask of them.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["detectron2_ddetr.cli", "detectron2_ddetr.engine.trainer"])
+
+
+def python(*words, cwd=None, timeout=300):
+    """
+    What `OMP_NUM_THREADS=1 python *words` does.
+
+    Args:
+        words: a script or `-m` and a module, and their arguments.
+        cwd: folder; default: the one of this process.
+        timeout: seconds.
+
+    Returns:
+        exit status, or less than zero for a signal; and all that was printed.
+
+    Raises:
+        subprocess.TimeoutExpired: it has been killed.
+    """
+    words = list(map(str, words))
+    with tempfile.NamedTemporaryFile() as log:
+        process = CONTEXT.Process(
+            target=_run, args=(words, os.fspath(cwd or os.getcwd()), log.name)
+        )
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        return process.exitcode, log.read().decode()
+
+
+def _run(words, cwd, log):
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    script = words[0] != "-m"
+    sys.argv = words[not script :]
+    if script:
+        sys.path.insert(0, os.path.dirname(words[0]))
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
