@@ -238,6 +238,20 @@ def test_confusions_of_a_run(run, tmp_path, monkeypatch):
         confusion_of_run(run, str(tmp_path / "folder.png"))
 
 
+def test_confusions_of_an_evaluation_alone(run, tmp_path, caplog):
+    """As `make demo-pretrained` leaves a folder: no checkpoint, and an address in its config."""
+    (tmp_path / "run" / "last_checkpoint").unlink()
+    run.MODEL.WEIGHTS = "package://detectron2_ddetr/model_zoo/weights/quick_start.pth"
+    (tmp_path / "run" / "config.yaml").write_text(run.dump())
+    confusion_of_run(run, str(tmp_path / "confusion.png"))
+    assert (tmp_path / "confusion.png").exists() and not caplog.records
+    run.MODEL.WEIGHTS = "package://detectron2_ddetr/model_zoo/weights/other.pth"
+    confusion_of_run(run, str(tmp_path / "other.png"))
+    assert (
+        "is not of MODEL.WEIGHTS package" in caplog.text and not (tmp_path / "other.png").exists()
+    )
+
+
 @pytest.mark.parametrize("case", ["none", "weights", "set", "files", "no hit", "no labels"])
 def test_confusions_that_would_not_be_of_this_model(run, tmp_path, case, caplog, register):  # noqa
     folder, words = tmp_path / "run", "is not of the data set"

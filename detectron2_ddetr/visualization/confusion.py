@@ -74,7 +74,7 @@ def plot_confusion(detections_json: str, dataset_name: str, max_detections: int,
 
 def confusion_of_run(cfg: CfgNode, path: str) -> None:
     """
-    :func:`plot_confusion` of the last evaluation of a training, on its first test set.
+    :func:`plot_confusion` of the last evaluation into OUTPUT_DIR, on its first test set.
 
     Where there is none, or `cfg` is for other weights or other data, the log says why nothing is
     drawn.
@@ -92,13 +92,16 @@ def _why_not(cfg: CfgNode, detections_json: str) -> str:
     """Why the detections in OUTPUT_DIR are not those that `cfg` means; "" if they are."""
     if not os.path.isfile(detections_json):
         return f"There are no detections in {detections_json}"
-    last = last_checkpoint(cfg.OUTPUT_DIR)
-    if last is None or os.path.realpath(last) != os.path.realpath(cfg.MODEL.WEIGHTS):
+    found_with = load_config(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
+    # A folder without a checkpoint is of `ddetr eval`, whose config names the weights.
+    weights = last_checkpoint(cfg.OUTPUT_DIR) or found_with.MODEL.WEIGHTS
+    if os.path.realpath(weights) != os.path.realpath(cfg.MODEL.WEIGHTS):
         return f"{detections_json} is not of MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
-    trained = load_config(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
     name = cfg.DATASETS.TEST[0]
-    before, now = ([list(d) for d in c.DATASETS.COCO_JSON if d[0] == name] for c in (trained, cfg))
-    if trained.DATASETS.TEST != cfg.DATASETS.TEST or before != now:
+    before, now = (
+        [list(d) for d in c.DATASETS.COCO_JSON if d[0] == name] for c in (found_with, cfg)
+    )
+    if found_with.DATASETS.TEST != cfg.DATASETS.TEST or before != now:
         return f"{detections_json} is not of the data set {name} that is given now"
     return ""
 
