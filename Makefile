@@ -59,10 +59,12 @@ sanitize: pytest
 	  tests/test_deform_attn_op.py tests/test_deform_attn_cpu.py tests/test_ms_deform_attn.py \
 	  tests/test_deform_attn_hostile.py tests/test_dropout.py
 
-# torch first: the kernels are compiled against the one that is there.
+# torch first: the kernels are compiled against the one that is there. Python compiles what it
+# imports, the first time; pip would compile all of torch.
 environment: $(filter .venv/bin/python,$(PYTHON))
 	@$(PYTHON) -c 'import importlib.metadata as m; m.version("detectron2_ddetr")' 2>/dev/null || { \
-	  $(PYTHON) -m pip install 'torch>=2.10' torchvision && $(PYTHON) -m pip install -e .; }
+	  $(PYTHON) -m pip install --no-compile 'torch>=2.10' torchvision \
+	  && $(PYTHON) -m pip install --no-compile -e .; }
 
 pytest: environment
 	@$(PYTHON) -c 'import pytest, xdist' 2>/dev/null || \
