@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def _instructions():
 
 
 PROCESSOR = _instructions()
+
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 
 
 def pytest_configure(config):

@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["detectron2_ddetr.cli", "detectron2_ddetr.engine
 
 def python(*words, cwd=None, timeout=300):
     """
-    What `OMP_NUM_THREADS=1 python *words` does.
+    What `OMP_NUM_THREADS=1 python *words` does, in the environment of this process.
 
     Args:
         words: a script or `-m` and a module, and their arguments.
@@ -35,23 +35,25 @@ def python(*words, cwd=None, timeout=300):
     words = list(map(str, words))
     with tempfile.NamedTemporaryFile() as log:
         process = CONTEXT.Process(
-            target=_run, args=(words, os.fspath(cwd or os.getcwd()), log.name)
+            target=_run, args=(words, os.fspath(cwd or os.getcwd()), dict(os.environ), log.name)
         )
         process.start()
         process.join(timeout)
         if process.is_alive():
             process.kill()
+            process.join()
             raise subprocess.TimeoutExpired(words, timeout)
         return process.exitcode, log.read().decode()
 
 
-def _run(words, cwd, log):
+def _run(words, cwd, environment, log):
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.chdir(cwd)
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.clear()  # of the server, which may be older
+    os.environ.update(environment, OMP_NUM_THREADS="1")
     script = words[0] != "-m"
     sys.argv = words[not script :]
     if script:

@@ -1,21 +1,17 @@
 """torch.compile of a model: one program for images of all sizes, with the same numbers."""
 
-import shutil
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
+from .conftest import needs_compiler
 from .test_inference_form import raw
 from .test_meta_arch import NODE, build, image
 
 #: None is small: where a level has but one or two cells, PyTorch makes a program of its own. The
 #: first have no padding, the others have.
 SIZES = [(120, 168), (168, 120), (144, 144), (128, 192), (192, 140), (100, 180)]
-needs_compiler = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="inductor needs a C++ compiler"
-)
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 
-import pytest
-
-from .conftest import ROOT
+from .conftest import ROOT, needs_compiler
 
 
 def build(folder, **env):
@@ -51,7 +48,7 @@ print(modeling.__file__, modeling.HAS_CPU_KERNELS, out.item())
 """
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+@needs_compiler
 def test_built_package_is_complete(tmp_path):
     """PEERS 7.9: every module is in the built package, which works away from the sources."""
     done = build(tmp_path)
@@ -122,7 +119,7 @@ def test_required_cuda_kernels_that_cannot_be_built_are_an_error(tmp_path):
     assert "nvcc" in done.stderr or "built without CUDA" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+@needs_compiler
 def test_what_a_failing_compiler_says_is_the_reason(tmp_path):
     compiler = tmp_path / "c++"
     error = "vectors.h:7: error: no such instruction"
