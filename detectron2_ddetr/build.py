@@ -119,16 +119,24 @@ def _transformer_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 @DETR_CRITERION_REGISTRY.register()
-def build_set_criterion(cfg: CfgNode) -> SetCriterion:
+def build_set_criterion(cfg: CfgNode, giou_eps: float = 0.0) -> SetCriterion:
     """Focal, L1 and generalised IoU losses with Hungarian matching."""
     node = cfg.MODEL.DETR
+    costs = node.COST_CLASS, node.COST_BBOX, node.COST_GIOU
     return SetCriterion(
-        HungarianMatcher(node.COST_CLASS, node.COST_BBOX, node.COST_GIOU),
+        HungarianMatcher(*costs, giou_eps=giou_eps),
         loss_ce_weight=node.LOSS_CE_WEIGHT,
         loss_bbox_weight=node.LOSS_BBOX_WEIGHT,
         loss_giou_weight=node.LOSS_GIOU_WEIGHT,
         focal_alpha=node.FOCAL_ALPHA,
+        giou_eps=giou_eps,
     )
+
+
+@DETR_CRITERION_REGISTRY.register()
+def build_anchor_criterion(cfg: CfgNode) -> SetCriterion:
+    """The same with the generalised IoU of DAB-, DN-Deformable-DETR and DINO."""
+    return build_set_criterion(cfg, giou_eps=1e-6)
 
 
 @DETR_CRITERION_REGISTRY.register()

@@ -51,6 +51,23 @@ def test_generalized_iou(box, expected):
     assert generalized_box_iou(b, a).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 0, 2, 2), 4 / 4.3072),  # the same: 2x2 pixels of 640x480, whose 1e-6 are 0.3072
+        ((2, 0, 4, 2), 0 - 0 / 8.3072),  # beside
+        ((2, 2, 4, 4), 0 - 8 / 16.3072),  # at the corner
+        ((0, 0, 0, 0), 0 - 0 / 4.3072),  # no area
+    ],
+)
+def test_generalized_iou_with_eps(box, expected):
+    """DAB-DETR's: small boxes reach less than 1, in any unit whose square the eps is given in."""
+    image = torch.tensor([640.0, 480.0, 640.0, 480.0])
+    a, b = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([float(x) for x in box])
+    assert generalized_box_iou(a, b, 0.3072).item() == pytest.approx(expected)
+    assert generalized_box_iou(a / image, b / image, 1e-6).item() == pytest.approx(expected)
+
+
 def test_generalized_iou_broadcasts():
     """Each with each equals torchvision; paired equals its diagonal."""
     a, b = box_cxcywh_to_xyxy(random_boxes(5)), box_cxcywh_to_xyxy(random_boxes(7, 1))[:, 0]

@@ -8,10 +8,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
+from detectron2_ddetr.build import build_criterion
 from detectron2_ddetr.modeling import HungarianMatcher, SetCriterion
 from detectron2_ddetr.modeling.criterion import mean_num_boxes
 from detectron2_ddetr.modeling.loss_task import per_box
 
+from .conftest import FAMILY, small_cfg
 from .modeling_cases import HEADS, NUM_CLASSES, small_features, small_head, small_targets
 from .test_matcher import BOXES, LOGITS, TARGET, pair_cost, random_case
 
@@ -49,6 +51,24 @@ def test_official_numbers():
         assert losses[name].item() == pytest.approx(WEIGHTS[name] * value, abs=5e-6)
     assert sum(losses.values()).item() == pytest.approx(2.763871, abs=1e-5)
     assert criterion.diagnostics["class_error"].item() == 0
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_small_box(name):
+    """
+    A box of 2x2 pixels of 640x480, found exactly: 4 of 4.3072 square pixels in DAB and what comes
+    from it, all of them elsewhere; in the cost that the matcher gives it too.
+    """
+    criterion = build_criterion(small_cfg(config=FAMILY[name]))
+    giou = 4 / 4.3072 if name in ("dab", "dn", "dino") else 1.0
+    logits, box = torch.zeros(1, 1, 4), torch.tensor([[[0.5, 0.5, 2 / 640, 2 / 480]]])
+    target = {"labels": torch.zeros(1, dtype=torch.int64), "boxes": box[0]}
+    losses = criterion({"pred_logits": logits, "pred_boxes": box}, [target])
+    assert losses["loss_giou"].item() == pytest.approx(2 * (1 - giou), abs=1e-6)
+    cost = criterion.matcher.cost(logits[0], box[0], target)
+    of_class = criterion.matcher.class_cost_function(logits[0], target["labels"])
+    of_box = cost - criterion.matcher.cost_class * of_class
+    assert of_box.item() == pytest.approx(-2 * giou, abs=1e-6)
 
 
 def test_no_targets():

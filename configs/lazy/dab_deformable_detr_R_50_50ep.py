@@ -15,6 +15,7 @@ model.head.inverse_sigmoid_eps = 1e-3
 model.head.transformer._target_ = AnchorTransformer
 model.head.transformer.update(num_queries="${..num_queries}", dim_feedforward=2048, dropout=0.0)
 model.criterion.loss_ce_weight = 1.0
+model.criterion.giou_eps = model.criterion.matcher.giou_eps = 1e-6
 dataloader.train.total_batch_size = 16
 optimizer.lr = 1e-4
 optimizer.params.linear_proj_multiplier = 1.0

@@ -16,4 +16,5 @@ model.head.update(
 model.head.position_embedding.num_pos_feats = 64
 model.head.transformer._target_ = DINOTransformer
 model.criterion.loss_ce_weight = 1.0
+model.criterion.giou_eps = model.criterion.matcher.giou_eps = 1e-6
 train.output_dir = "output/quick_start_dino"

@@ -33,6 +33,7 @@ class SetCriterion(nn.Module):
         loss_bbox_weight: float = 5.0,
         loss_giou_weight: float = 2.0,
         focal_alpha: float = 0.25,
+        giou_eps: float = 0.0,
     ):
         """
         Args:
@@ -41,6 +42,7 @@ class SetCriterion(nn.Module):
                 begin with, the same for every layer and for the encoder.
             focal_alpha: weight of positives in the focal loss, in [0, 1], or -1 for none; gamma
                 is 2.
+            giou_eps: of :func:`generalized_box_iou`.
 
         Raises:
             ValueError: for weights that are negative or not finite.
@@ -56,7 +58,7 @@ class SetCriterion(nn.Module):
             raise ValueError(f"weights of losses must be at least 0, got {self.weights}")
         if not 0 <= focal_alpha <= 1 and focal_alpha != -1:
             raise ValueError(f"focal_alpha must be from 0 to 1, or -1, got {focal_alpha}")
-        self.focal_alpha = focal_alpha
+        self.focal_alpha, self.giou_eps = focal_alpha, giou_eps
         #: How many boxes each image of this process's batch has, where it comes in parts, as in
         #: gradient accumulation: losses are divided by those of all parts. None where the targets
         #: are the whole batch.
@@ -178,10 +180,13 @@ class SetCriterion(nn.Module):
                 100 * wrong.float().mean() if len(wrong) else logits.new_tensor(100.0)
             )
 
-    @staticmethod
-    def loss_boxes(boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor) -> dict[str, Tensor]:
+    def loss_boxes(
+        self, boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
         """L1 and generalised IoU losses of paired boxes, both (T, 4), (cx, cy, w, h)."""
-        giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(target_boxes))
+        giou = generalized_box_iou(
+            box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(target_boxes), self.giou_eps
+        )
         return {
             "loss_bbox": (boxes - target_boxes).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,

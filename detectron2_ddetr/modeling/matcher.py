@@ -51,6 +51,7 @@ class HungarianMatcher(nn.Module):
         cost_bbox: float = 5.0,
         cost_giou: float = 2.0,
         class_cost_function: Callable[[Tensor, Tensor], Tensor] = focal_cost,
+        giou_eps: float = 0.0,
     ):
         """
         Args:
@@ -58,6 +59,7 @@ class HungarianMatcher(nn.Module):
                 (cx, cy, w, h) in [0, 1], and of the negative generalised IoU.
             class_cost_function: (Q, K) logits, (T,) labels -> (Q, T). The Q are queries of one
                 image, of several layers and groups.
+            giou_eps: of :func:`generalized_box_iou`.
 
         Raises:
             ValueError: for weights that are negative or not finite, or all zero.
@@ -70,7 +72,7 @@ class HungarianMatcher(nn.Module):
                 f"{costs}"
             )
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
-        self.class_cost_function = class_cost_function
+        self.class_cost_function, self.giou_eps = class_cost_function, giou_eps
 
     def cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
         """
@@ -83,7 +85,7 @@ class HungarianMatcher(nn.Module):
         """
         target_boxes = target["boxes"].to(boxes.dtype)
         giou = generalized_box_iou(
-            box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target_boxes)
+            box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target_boxes), self.giou_eps
         )
         return (
             self.cost_bbox * torch.cdist(boxes, target_boxes, p=1)
