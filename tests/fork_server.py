@@ -1,9 +1,11 @@
 """
-Commands in processes of their own, forked from one that has already imported what they import.
+Commands and functions in processes of their own, forked from one that has already imported what
+they import.
 
 Importing takes longer than most of what the tests ask of them.
 """
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -14,7 +16,15 @@ import tempfile
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["detectron2_ddetr.cli", "detectron2_ddetr.engine.trainer"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "detectron2_ddetr.cli", "detectron2_ddetr.engine.trainer"]
+)
+
+
+def two_processes(function, *args):
+    """`function(rank, *args)` in each, which can be imported; an error of one is raised here."""
+    start = torch.multiprocessing.start_processes
+    start(function, args, nprocs=2, start_method="forkserver")
 
 
 def python(*words, cwd=None, timeout=300):
@@ -54,6 +64,9 @@ def _run(words, cwd, environment, log):
     torch.set_num_threads(1)
     os.environ.clear()  # of the server, which may be older
     os.environ.update(environment, OMP_NUM_THREADS="1")
+    # The processes of a training, which would import once more.
+    start = torch.multiprocessing.start_processes
+    torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")
     script = words[0] != "-m"
     sys.argv = words[not script :]
     if script:

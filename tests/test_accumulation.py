@@ -12,6 +12,7 @@ from detectron2_ddetr.engine.train_step import LastBatch, TrainStep
 from detectron2_ddetr.errors import InputError
 
 from .conftest import FAMILY, small_cfg
+from .fork_server import two_processes
 from .test_meta_arch import build, sample
 from .test_training import assert_same_run, last_checkpoint, run, shapes  # noqa: F401
 
@@ -105,7 +106,7 @@ def test_two_processes_and_two_passes_equal_one(variant, tmp_path, monkeypatch):
     is the mean of those of the processes, whose class losses are means over their own queries.
     """
     path = tmp_path / "rendezvous"
-    torch.multiprocessing.start_processes(_process, (str(path), variant), nprocs=2)
+    two_processes(_process, str(path), variant)
     model = build("MODEL.RESNETS.NORM", "FrozenBN", config=FAMILY[variant]).double()
     if variant == "detr":
         boxes = sum(len(image["instances"]) for image in batch()) / 2

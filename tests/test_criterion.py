@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from detectron2_ddetr.build import build_criterion
@@ -14,6 +13,7 @@ from detectron2_ddetr.modeling.criterion import mean_num_boxes
 from detectron2_ddetr.modeling.loss_task import per_box
 
 from .conftest import FAMILY, small_cfg
+from .fork_server import two_processes
 from .modeling_cases import HEADS, NUM_CLASSES, small_features, small_head, small_targets
 from .test_matcher import BOXES, LOGITS, TARGET, pair_cost, random_case
 
@@ -193,7 +193,7 @@ class SetCriterionAlone(SetCriterion):
 
 def test_two_processes(tmp_path):
     """Parity I66: the mean over processes, also where one or all have no boxes."""
-    mp.spawn(_process, (str(tmp_path / "store"),), nprocs=2)
+    two_processes(_process, str(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("variant", HEADS)

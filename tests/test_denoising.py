@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -16,6 +15,7 @@ from detectron2_ddetr.modeling import (
     SetCriterion,
 )
 
+from .fork_server import two_processes
 from .modeling_cases import (
     NUM_CLASSES,
     NUM_QUERIES,
@@ -75,7 +75,7 @@ def _process(rank, path):
 
 def test_a_process_without_boxes(tmp_path):
     """Two processes, one of which has none: no hang, no unused parameter, the same losses."""
-    mp.spawn(_process, (str(tmp_path / "store"),), nprocs=2)
+    two_processes(_process, str(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,8 +2,7 @@
 
 import csv
 import json
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from detectron2_ddetr.errors import InputError, MissingFileError
 from detectron2_ddetr.toolbox import DatasetCatalog, MetadataCatalog
 
 from .conftest import ROOT
+from .fork_server import python
 from .test_evaluator import (  # noqa: F401  (a fixture)
     CATEGORIES,
     feed,
@@ -60,13 +60,12 @@ def test_as_a_program(register, tmp_path):  # noqa: F811
     content, found = sound_set()
     truth = register("set", content)
     feed(BoxEvaluator("set", str(tmp_path)), found)
-    words = [sys.executable, "-W", "ignore", "-m", "detectron2_ddetr.evaluate"]
+    words = ["-m", "detectron2_ddetr.evaluate"]
     file = str(tmp_path / "coco_instances_results.json")
-    done = subprocess.run([*words, file, truth], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("AP "), done.stderr
-    done = subprocess.run([*words, truth, file], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    status, said = python(*words, file, truth, cwd=ROOT)
+    assert status == 0 and re.search("^AP ", said, re.M), said
+    status, said = python(*words, truth, file, cwd=ROOT)
+    assert status == 1 and said.startswith("error: ") and len(said.splitlines()) == 1
 
 
 @pytest.fixture

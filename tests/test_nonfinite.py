@@ -17,6 +17,7 @@ from detectron2_ddetr.modeling import targets
 from detectron2_ddetr.toolbox import comm
 
 from .conftest import VARIANTS, small_cfg
+from .fork_server import two_processes
 from .test_meta_arch import build, sample
 
 BOX, OTHER = (3.0, 5.0, 20.0, 11.0), (30.0, 8.0, 60.0, 50.0)
@@ -378,7 +379,7 @@ def _process(rank, path):
 def test_two_processes(tmp_path):
     """All gradients are ruined when they are added up; the one that did it says so, to all."""
     path = tmp_path / "rendezvous"
-    torch.multiprocessing.start_processes(_process, (str(path),), nprocs=2)
+    two_processes(_process, str(path))
     for rank in range(2):
         faults = torch.load(f"{path}.{rank}", weights_only=True)
         for (said, remedy), words, remedy_words, blamed in zip(
