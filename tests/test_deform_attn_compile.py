@@ -298,7 +298,7 @@ def exported(variant):
 
 @functools.cache
 def exported_without_operator(variant):
-    """As above."""
+    """A model, and its program for those who do not have the operator."""
     whole, program = exported(variant)
     return whole, program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)
 
@@ -308,7 +308,7 @@ def exported_without_operator(variant):
 BATCHES = [[(200, 151)], [(90, 130), (100, 70), (88, 77)], [(70, 66)] * 4]
 
 
-#: Of which the program that needs no operator is made as well; it takes longer than the first.
+#: Of which a program without the operator is made as well, which takes longer than the first.
 WITHOUT_OPERATOR = ["multi_scale", "two_stage", "dino"]
 
 
