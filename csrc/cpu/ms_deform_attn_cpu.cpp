@@ -1,4 +1,4 @@
-// The CPU kernels of the operators that detectron2_ddetr/modeling/ops/ms_deform_attn.py defines. Stable
+// The CPU kernels of the operators that detectron2_ddetr/modeling/ops/schemas.py defines. Stable
 // ABI only, so that one binary serves many versions of torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,8 +1,9 @@
 """
 The operator: its two entries, and what they mean to autograd, to compilers and to exporters.
 
-Schemas, shapes of results, gradients and a PyTorch form are here; the compiled modules (csrc) only
-add kernels for CPU and CUDA tensors. So a program exported or compiled without them runs with them.
+Schemas, shapes of results, gradients and a PyTorch form are in Python; the compiled modules (csrc)
+only add kernels for CPU and CUDA tensors. So a program exported or compiled without them runs with
+them.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import result_shapes  # noqa: F401  (tells compilers)
 from .checks import (
     check_amounts,
     check_fused,
@@ -30,26 +32,9 @@ from .ms_deform_attn_pytorch import (
     locations_from_offsets,
     step_and_base,
 )
+from .schemas import NAMESPACE, library
 from .traced import unfused
 
-_NAMESPACE = "detectron2_ddetr"
-_INPUTS = "Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
-_FUSED_INPUTS = (
-    "Tensor value, SymInt[] level_shapes, int[] level_points, Tensor reference_points, "
-    "Tensor sampling_offsets, Tensor attention_logits"
-)
-_library = torch.library.Library(_NAMESPACE, "DEF")
-for _schema in (
-    f"ms_deform_attn({_INPUTS}) -> Tensor",
-    f"ms_deform_attn_backward(Tensor grad_output, {_INPUTS}, bool needs_value, "
-    "bool needs_locations, bool needs_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
-    f"ms_deform_attn_fused({_FUSED_INPUTS}) -> Tensor",
-    f"ms_deform_attn_fused_backward(Tensor grad_output, {_FUSED_INPUTS}, bool needs_value, "
-    "bool needs_references, bool needs_offsets, bool needs_logits, bool deterministic) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-):
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-_library.define("cpu_kernels() -> str")  # which of the compiled ones this processor runs
 _ops = torch.ops.detectron2_ddetr
 
 
@@ -172,7 +157,7 @@ def ms_deform_attn_fused(
 
 
 def _impl(function):
-    _library.impl(function.__name__[1:], function, "CompositeExplicitAutograd")
+    library.impl(function.__name__[1:], function, "CompositeExplicitAutograd")
     return function
 
 
@@ -306,68 +291,6 @@ def _decompose_fused(
 GRID_SAMPLE_DECOMPOSITIONS = {_ops.ms_deform_attn_fused.default: _decompose_fused}
 
 
-# Shapes of results, for compilers and exporters.
-
-
-def _fake(function):
-    name = f"{_NAMESPACE}::{function.__name__[6:]}"
-    torch.library.register_fake(name, function, lib=_library)
-    return function
-
-
-def _contiguous(like: Tensor, needed: bool) -> Tensor:
-    return like.new_empty(like.shape if needed else 0)
-
-
-@_fake
-def _fake_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights):
-    check_plain(value, spatial_shapes, sampling_locations, attention_weights)
-    num_images, num_queries, num_heads = attention_weights.shape[:3]
-    return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
-
-
-@_fake
-def _fake_ms_deform_attn_backward(
-    grad_output, value, spatial_shapes, sampling_locations, attention_weights,
-    needs_value, needs_locations, needs_weights, deterministic,
-):  # fmt: skip
-    check_plain(value, spatial_shapes, sampling_locations, attention_weights)
-    check_grad_output(grad_output, value, sampling_locations)
-    return (
-        _contiguous(value, needs_value),
-        _contiguous(sampling_locations, needs_locations),
-        _contiguous(attention_weights, needs_weights),
-    )
-
-
-@_fake
-def _fake_ms_deform_attn_fused(
-    value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
-):
-    check_fused(
-        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
-    )
-    num_images, num_queries, num_heads = attention_logits.shape[:3]
-    return value.new_empty(num_images, num_queries, num_heads * value.shape[3])
-
-
-@_fake
-def _fake_ms_deform_attn_fused_backward(
-    grad_output, value, level_shapes, level_points, reference_points, sampling_offsets,
-    attention_logits, needs_value, needs_references, needs_offsets, needs_logits, deterministic,
-):  # fmt: skip
-    check_fused(
-        value, level_shapes, level_points, reference_points, sampling_offsets, attention_logits
-    )
-    check_grad_output(grad_output, value, sampling_offsets)
-    return (
-        _contiguous(value, needs_value),
-        _contiguous(reference_points, needs_references),
-        _contiguous(sampling_offsets, needs_offsets),
-        _contiguous(attention_logits, needs_logits),
-    )
-
-
 # Gradients. What is saved is what came in: the softmax and the locations are computed again.
 
 
@@ -415,5 +338,5 @@ for _name, _formula, _setup in (
     ("ms_deform_attn_fused_backward", _no_second_derivative, None),
 ):
     torch.library.register_autograd(
-        f"{_NAMESPACE}::{_name}", _formula, setup_context=_setup, lib=_library
+        f"{NAMESPACE}::{_name}", _formula, setup_context=_setup, lib=library
     )
