@@ -37,7 +37,7 @@ demo-pretrained: environment
 
 # Two processes of one thread each: most tests are too small for threads to help.
 test: pytest
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rs -n 2 tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rs -n 2 --dist worksteal tests
 
 benchmark: environment
 	$(PYTHON) tools/benchmark_page.py --output output/benchmark

@@ -31,6 +31,7 @@ from .toolbox import (
     configurable,
     detector_postprocess,
 )
+from .weight_gradients import quicken_weight_gradients
 
 
 class SetDetector(nn.Module):
@@ -98,6 +99,7 @@ class SetDetector(nn.Module):
         with torch.device("cpu"):  # detectron2 computes sizes with tensors, also of a meta image
             images = self.pad([torch.empty(len(pixel_mean), 128, 128, device="meta")])
         freeze_unread(backbone, self.in_features, images.tensor)
+        quicken_weight_gradients(self)
         for part in activation_checkpointing:
             checkpoint_activations(self._layers_of(part))
         # So that weights are read alike whoever loads them, detectron2's checkpointer included.

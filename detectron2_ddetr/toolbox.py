@@ -45,7 +45,7 @@ if TOOLBOX == "detectron2":
         launch,
     )
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
-    from detectron2.layers import ShapeSpec
+    from detectron2.layers import Conv2d, ShapeSpec
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
@@ -91,6 +91,7 @@ else:
         Backbone,
         BasicBlock,
         BottleneckBlock,
+        Conv2d,
         build_backbone,
         build_model,
         build_resnet_backbone,

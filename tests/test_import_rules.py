@@ -111,7 +111,16 @@ def test_modeling_imports_nothing_above_it():
 FLOORS = [
     {"modeling", "host", "errors"},
     {"toolbox"},
-    {"config", "config_rules", "query_rules", "backbones", "stock_trainer", "counters", "onednn"},
+    {
+        "config",
+        "config_rules",
+        "query_rules",
+        "backbones",
+        "stock_trainer",
+        "counters",
+        "onednn",
+        "weight_gradients",
+    },
     {"build", "collect_env", "inputs", "measuring", "inference_form"},
     {"data", "checkpoint", "meta_arch", "systems"},
     {"engine", "analysis"},

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -18,11 +18,10 @@ def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
     are those of before. Evaluation is not touched.
     """
     for module in modules:
-        module.forward = functools.partial(_run, module)
+        module.forward = functools.partial(_run, module, module.forward)
 
 
-def _run(module: nn.Module, *args, **kwargs):
-    forward = functools.partial(type(module).forward, module)
+def _run(module: nn.Module, forward: Callable, *args, **kwargs):
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
     contexts = functools.partial(_first_and_again, module)
