@@ -84,10 +84,28 @@ def test_more_passes_than_images():
     check_trainer_config(cfg)
 
 
+#: Without the noise of a model in training, so that all processes and passes compute the same.
+CALM = {
+    "two_stage": ["MODEL.RESNETS.NORM", "FrozenBN"],
+    "detr": ["MODEL.RESNETS.NORM", "FrozenBN"],
+    "dcn": ["MODEL.RESNETS.NORM", "FrozenBN",
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, True, True],
+            "MODEL.RESNETS.DEFORM_MODULATED", True],
+    "dat": ["MODEL.BACKBONE.NAME", "build_dat_backbone", "MODEL.DAT.NAME", "DAT-XS",
+            "MODEL.DAT.DROP_PATH_RATE", 0.0,
+            "MODEL.DETR.IN_FEATURES", ["stride8", "stride16", "stride32"]],
+}  # fmt: skip
+
+
+def calm_model(variant):
+    """In float64; dcn and dat are backbones of two_stage."""
+    return build(*CALM[variant], config=FAMILY.get(variant, FAMILY["two_stage"])).double()
+
+
 def _process(rank, path, variant):
     """A rank of two: images 0, 1, 2 in two passes, or 3, 4; the gradients go to a file."""
     torch.distributed.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
-    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=FAMILY[variant]).double()
+    model = calm_model(variant)
     images = batch()[:3] if rank == 0 else batch()[3:]
     distributed = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
@@ -99,7 +117,7 @@ def _process(rank, path, variant):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("variant", ["two_stage", "detr"])
+@pytest.mark.parametrize("variant", CALM)
 def test_two_processes_and_two_passes_equal_one(variant, tmp_path, monkeypatch):
     """
     Five images in four places of one or two: the gradient is that of one pass over all. In DETR it
@@ -107,7 +125,7 @@ def test_two_processes_and_two_passes_equal_one(variant, tmp_path, monkeypatch):
     """
     path = tmp_path / "rendezvous"
     two_processes(_process, str(path), variant)
-    model = build("MODEL.RESNETS.NORM", "FrozenBN", config=FAMILY[variant]).double()
+    model = calm_model(variant)
     if variant == "detr":
         boxes = sum(len(image["instances"]) for image in batch()) / 2
         mean = "detectron2_ddetr.modeling.criterion.mean_num_boxes"
