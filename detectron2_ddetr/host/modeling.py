@@ -57,9 +57,10 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` followed by `norm`."""
+    """`nn.Conv2d` followed by `norm`, if it is given."""
 
-    def __init__(self, *args, norm: nn.Module, **kwargs):
+    def __init__(self, *args, **kwargs):
+        norm = kwargs.pop("norm", nn.Identity())
         super().__init__(*args, **kwargs)
         self.norm = norm
 
