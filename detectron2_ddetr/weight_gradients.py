@@ -54,7 +54,7 @@ def _is_slow(conv: nn.Conv2d, x: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     whole = all(size % stride == 0 for size, stride in zip(x.shape[2:], conv.stride))
-    large = x[0].numel() >= _LARGE
+    large = x.shape[1:].numel() >= _LARGE
     return large and conv.weight.requires_grad and (max(conv.kernel_size) > 1 or not whole)
 
 
