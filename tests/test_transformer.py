@@ -17,6 +17,7 @@ from detectron2_ddetr.modeling import (
     mlp,
 )
 from detectron2_ddetr.modeling.box_ops import shift_box
+from detectron2_ddetr.modeling.decoder import attention
 from detectron2_ddetr.modeling.dropout import Dropout
 
 from .modeling_cases import (
@@ -34,7 +35,6 @@ from .modeling_cases import (
 )
 
 C, S, Q = 16, 47, 6
-LAYER = {"d_model": C, "dim_feedforward": 20, "n_levels": 2, "n_heads": 2, "n_points": 3}
 MASK = torch.cat([mask.flatten(1) for mask in level_masks()], 1)
 
 
@@ -54,11 +54,21 @@ def make_transformer(**kwargs):
 
 
 def decoder_layer(dropout=0.0):
-    return randomise(DeformableTransformerDecoderLayer(dropout=dropout, **LAYER).double())
+    layer = DeformableTransformerDecoderLayer(
+        MSDeformAttn(C, n_levels=2, n_heads=2, n_points=3),
+        attention(C, n_heads=2, dropout=dropout),
+        C,
+        dim_feedforward=20,
+        dropout=dropout,
+    )
+    return randomise(layer.double())
 
 
 def encoder_layer(dropout=0.0):
-    return randomise(DeformableTransformerEncoderLayer(dropout=dropout, **LAYER).double())
+    layer = DeformableTransformerEncoderLayer(
+        MSDeformAttn(C, n_levels=2, n_heads=2, n_points=3), C, dim_feedforward=20, dropout=dropout
+    )
+    return randomise(layer.double())
 
 
 def encoder_inputs():

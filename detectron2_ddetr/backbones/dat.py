@@ -175,6 +175,8 @@ class DATClassifier(DAT):
 class DATBackbone(DAT, Backbone):
     """The maps "stride4", "stride8", "stride16" and "stride32", each with a norm of its own."""
 
+    size_divisibility = 32  # so that no stage leaves out a rest of the map before it
+
     def __init__(self, *, out_indices: Sequence[int] = (0, 1, 2, 3), freeze_at: int = 0, **options):
         """
         Args:
@@ -199,11 +201,6 @@ class DATBackbone(DAT, Backbone):
         parts += [nn.ModuleList(pair) for pair in zip(self.down_projs, self.stages[1:])]
         for part in parts[:freeze_at]:
             part.requires_grad_(False)
-
-    @property
-    def size_divisibility(self) -> int:
-        """So that no stage leaves out a rest of the map before it."""
-        return 32
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)

@@ -121,6 +121,8 @@ class SimplePyramid(Backbone):
     a pooling. The convolutions and norms that follow there are the head's own projections here.
     """
 
+    size_divisibility = 32  # so that the last map is half of the one before
+
     def __init__(self, net: Backbone):
         """
         Args:
@@ -142,11 +144,6 @@ class SimplePyramid(Backbone):
         self.down = nn.MaxPool2d(2)
         sizes = {8: channels // 2, 16: channels, 32: channels}
         self._shapes = {f"stride{s}": ShapeSpec(channels=c, stride=s) for s, c in sizes.items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        """Of height and width, so that the last map is half of the one before."""
-        return 32
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)

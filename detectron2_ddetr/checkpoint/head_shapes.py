@@ -86,10 +86,15 @@ def _head_of(state_dict: StateDict, refines: bool) -> nn.Module:
 
 def _detr_head_of(state_dict: StateDict, size: dict[str, int]) -> DETRHead:
     width = size["HIDDEN_DIM"]
-    sizes = [size[key] for key in ("ENC_LAYERS", "DEC_LAYERS", "DIM_FEEDFORWARD")]
     return DETRHead(
         input_proj=PlainProjector(state_dict["head.input_proj.weight"].shape[1], width),
-        transformer=DenseTransformer(width, 1, *sizes),
+        transformer=DenseTransformer(
+            width,
+            size["DIM_FEEDFORWARD"],
+            n_heads=1,
+            num_encoder_layers=size["ENC_LAYERS"],
+            num_decoder_layers=size["DEC_LAYERS"],
+        ),
         num_classes=size["NUM_CLASSES"],
         num_queries=size["NUM_QUERIES"],
     )

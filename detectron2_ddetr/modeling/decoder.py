@@ -39,6 +39,11 @@ class QuerySet:
     selected: Tensor | None = None
 
 
+def attention(d_model: int, n_heads: int, dropout: float) -> nn.MultiheadAttention:
+    """Multi-head attention among (N, ..., C); the names of its weights are the official ones."""
+    return nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
+
+
 class DeformableTransformerDecoderLayer(nn.Module):
     """
     Self-attention among queries, deformable cross-attention, feed-forward network; all post-norm.
@@ -49,18 +54,23 @@ class DeformableTransformerDecoderLayer(nn.Module):
 
     def __init__(
         self,
-        d_model: int = 256,
-        dim_feedforward: int = 1024,
-        dropout: float = 0.1,
-        n_levels: int = 4,
-        n_heads: int = 8,
-        n_points: int = 4,
+        cross_attn: MSDeformAttn,
+        self_attn: nn.MultiheadAttention,
+        d_model: int,
+        dim_feedforward: int,
+        dropout: float,
     ):
+        """
+        Args:
+            cross_attn: what queries read the maps by.
+            self_attn: what they read each other by, see :func:`attention`.
+            dropout: share of what attentions and network give that is dropped.
+        """
         super().__init__()
-        self.cross_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
+        self.cross_attn = cross_attn
         self.dropout1 = Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
-        self.self_attn = nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
+        self.self_attn = self_attn
         self.dropout2 = Dropout(dropout)
         self.norm2 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, dim_feedforward)

@@ -11,22 +11,11 @@ from .memory import Memory
 from .mlp import feed_forward
 
 
-def attention(d_model: int, n_heads: int, dropout: float) -> nn.MultiheadAttention:
-    """Multi-head attention among (N, ..., C); the names of its weights are those of DETR's."""
-    return nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
-
-
 class DenseEncoderLayer(EncoderLayer):
-    """Self-attention of all cells, then a feed-forward network; both post-norm."""
-
-    def __init__(
-        self,
-        d_model: int = 256,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        n_heads: int = 8,
-    ):
-        super().__init__(attention(d_model, n_heads, dropout), d_model, dim_feedforward, dropout)
+    """
+    Self-attention of all cells, see :func:`.decoder.attention`, then a feed-forward network; both
+    post-norm.
+    """
 
     def forward(self, src: Tensor, pos_embed: Tensor, padding_mask: Tensor | None) -> Tensor:
         """
@@ -72,14 +61,21 @@ class DenseDecoderLayer(nn.Module):
 
     def __init__(
         self,
-        d_model: int = 256,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        n_heads: int = 8,
+        self_attn: nn.MultiheadAttention,
+        multihead_attn: nn.MultiheadAttention,
+        d_model: int,
+        dim_feedforward: int,
+        dropout: float,
     ):
+        """
+        Args:
+            self_attn: what queries read each other by, see :func:`.decoder.attention`.
+            multihead_attn: what they read the cells by.
+            dropout: share of what attentions and network give that is dropped.
+        """
         super().__init__()
-        self.self_attn = attention(d_model, n_heads, dropout)
-        self.multihead_attn = attention(d_model, n_heads, dropout)
+        self.self_attn = self_attn
+        self.multihead_attn = multihead_attn
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))

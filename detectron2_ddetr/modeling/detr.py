@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from .decoder import QuerySet
+from .decoder import QuerySet, attention
 from .dense import DenseDecoder, DenseDecoderLayer, DenseEncoder, DenseEncoderLayer
 from .head import DeformableDETRHead
 from .memory import Memory, flatten_maps
@@ -27,19 +27,26 @@ class DenseTransformer(nn.Module):
     def __init__(
         self,
         d_model: int = 256,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        *,
         n_heads: int = 8,
         num_encoder_layers: int = 6,
         num_decoder_layers: int = 6,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
     ):
         super().__init__()
         self.d_model = d_model
         self.num_decoder_layers = num_decoder_layers
-        sizes = (d_model, dim_feedforward, dropout, n_heads)
-        self.encoder = DenseEncoder([DenseEncoderLayer(*sizes) for _ in range(num_encoder_layers)])
+        heads, sizes = (d_model, n_heads, dropout), (d_model, dim_feedforward, dropout)
+        self.encoder = DenseEncoder(
+            [DenseEncoderLayer(attention(*heads), *sizes) for _ in range(num_encoder_layers)]
+        )
         self.decoder = DenseDecoder(
-            [DenseDecoderLayer(*sizes) for _ in range(num_decoder_layers)], d_model
+            [
+                DenseDecoderLayer(attention(*heads), attention(*heads), *sizes)
+                for _ in range(num_decoder_layers)
+            ],
+            d_model,
         )
         for parameter in self.parameters():
             if parameter.dim() > 1:

@@ -5,13 +5,17 @@ from torch import Tensor, nn
 from .dropout import Dropout
 from .memory import Memory, cell_centres, to_levels
 from .mlp import feed_forward
-from .ms_deform_attn import MSDeformAttn
 
 
 class EncoderLayer(nn.Module):
     """Self-attention of some kind, then a feed-forward network; both post-norm."""
 
     def __init__(self, self_attn: nn.Module, d_model: int, dim_feedforward: int, dropout: float):
+        """
+        Args:
+            self_attn: what the tokens read each other by, as the subclass calls it.
+            dropout: share of what attention and network give that is dropped.
+        """
         super().__init__()
         self.self_attn = self_attn
         self.dropout1 = Dropout(dropout)
@@ -30,19 +34,7 @@ class EncoderLayer(nn.Module):
 
 
 class DeformableTransformerEncoderLayer(EncoderLayer):
-    """Deformable self-attention over all levels, then a feed-forward network; both post-norm."""
-
-    def __init__(
-        self,
-        d_model: int = 256,
-        dim_feedforward: int = 1024,
-        dropout: float = 0.1,
-        n_levels: int = 4,
-        n_heads: int = 8,
-        n_points: int = 4,
-    ):
-        self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
-        super().__init__(self_attn, d_model, dim_feedforward, dropout)
+    """:class:`MSDeformAttn` over all levels, then a feed-forward network; both post-norm."""
 
     def forward(
         self,

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .decoder import DeformableTransformerDecoder, DeformableTransformerDecoderLayer, QuerySet
+from .decoder import (
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+    QuerySet,
+    attention,
+)
 from .encoder import DeformableTransformerEncoder, DeformableTransformerEncoderLayer
 from .memory import Memory, flatten_maps
 from .ms_deform_attn import MSDeformAttn
@@ -44,16 +49,18 @@ class DeformableTransformer(nn.Module):
         super().__init__()
         self.d_model = d_model
         self.num_decoder_layers = num_decoder_layers
-        shared = (d_model, dim_feedforward, dropout, n_levels, n_heads)
+        maps, sizes = (d_model, n_levels, n_heads), (d_model, dim_feedforward, dropout)
         self.encoder = DeformableTransformerEncoder(
             [
-                DeformableTransformerEncoderLayer(*shared, enc_n_points)
+                DeformableTransformerEncoderLayer(MSDeformAttn(*maps, enc_n_points), *sizes)
                 for _ in range(num_encoder_layers)
             ]
         )
         self.decoder = self.make_decoder(
             [
-                DeformableTransformerDecoderLayer(*shared, dec_n_points)
+                DeformableTransformerDecoderLayer(
+                    MSDeformAttn(*maps, dec_n_points), attention(d_model, n_heads, dropout), *sizes
+                )
                 for _ in range(num_decoder_layers)
             ]
         )
@@ -120,11 +127,7 @@ class DeformableTransformer(nn.Module):
         return self.encoder(Memory.from_maps(maps, padding_masks), flatten_maps(pos_embeds))
 
     def initial_queries(
-        self,
-        memory: Memory,
-        query_embed: Tensor | None,
-        score_tokens: ScoreTokens,
-        num_extra: int = 0,
+        self, memory: Memory, query_embed: Tensor, score_tokens: ScoreTokens, num_extra: int = 0
     ) -> QuerySet:
         """
         Args:
