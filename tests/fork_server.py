@@ -64,6 +64,7 @@ def _run(words, cwd, environment, log):
     torch.set_num_threads(1)
     os.environ.clear()  # of the server, which may be older
     os.environ.update(environment, OMP_NUM_THREADS="1")
+    multiprocessing.set_start_method(None, force=True)  # workers start as Python starts them
     # The processes of a training, which would import once more.
     start = torch.multiprocessing.start_processes
     torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")

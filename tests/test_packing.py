@@ -1,10 +1,7 @@
 """A batch as one tensor, and few open files."""
 
-import os
 import re
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from detectron2_ddetr.data.packing import pack, require_open_files, unpack
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import Boxes, Instances
 
-from .conftest import ROOT
+from .fork_server import python
 
 
 def sample(i):
@@ -91,26 +88,26 @@ print("open files:", most)
 """
 
 
-def load(*arguments, script=LOADER):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+def load(folder, *arguments, script=LOADER, expected=0):
+    """What a process prints that reads with (workers, images of a batch, limit of open files)."""
+    path = folder / "load.py"
+    path.write_text(script)
+    status, log = python(path, *arguments, timeout=60)
+    assert status == expected, log
+    return log
 
 
-def test_large_batches_need_few_open_files():
+def test_large_batches_need_few_open_files(tmp_path):
     """Without packing, 8 workers and batches of 64 hold about 3 000 descriptors."""
-    done = load(8, 64, 256)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split("open files:")[1]) < 8 * 8 + 32
+    log = load(tmp_path, 8, 64, 256)
+    assert int(log.split("open files:")[1]) < 8 * 8 + 32
 
 
-def test_too_low_a_limit_is_said_before_the_start():
-    done = load(4, 8, 40)
-    assert done.returncode == 1
-    message = done.stderr.splitlines()[-1]
+def test_too_low_a_limit_is_said_before_the_start(tmp_path):
+    message = load(tmp_path, 4, 8, 40, expected=1).splitlines()[-1]
     assert "NUM_WORKERS 4 needs about" in message and "is 40: raise it" in message
     assert "ulimit -n" in message
-    assert load(0, 8, 40).returncode == 0
+    load(tmp_path, 0, 8, 40)
 
 
 EVALUATION = LOADER.replace("require_open_files(workers)", "require_open_files(workers, loaders=2)")
@@ -121,13 +118,12 @@ assert len(list(itertools.islice(second, 12))) == 12
 """
 
 
-def test_what_a_training_asks_for_is_enough_for_its_evaluations():
+def test_what_a_training_asks_for_is_enough_for_its_evaluations(tmp_path):
     """Else a training that was let begin would end where it first evaluates."""
-    refused = load(4, 8, 64, script=EVALUATION)
-    needed = int(re.search(r"ulimit -n (\d+)", refused.stderr)[1])
-    assert load(4, 8, needed - 1, script=EVALUATION).returncode == 1
-    done = load(4, 8, needed, script=EVALUATION)
-    assert done.returncode == 0, done.stderr
+    refused = load(tmp_path, 4, 8, 64, script=EVALUATION, expected=1)
+    needed = int(re.search(r"ulimit -n (\d+)", refused)[1])
+    load(tmp_path, 4, 8, needed - 1, script=EVALUATION, expected=1)
+    load(tmp_path, 4, 8, needed, script=EVALUATION)
 
 
 def test_soft_limit_is_raised_when_it_may_be(monkeypatch):
