@@ -42,7 +42,7 @@ def needs(format):
     ("variant", "format", "size"),
     [
         *((variant, "torchscript", None) for variant in [*FAMILY, "dcn"]),
-        ("two_stage", "torch.export", None),
+        ("single_scale", "torch.export", None),
         ("dat", "torch.export", (96, 128)),
         ("dat", "onnx", (96, 128)),
         ("h", "onnx", (96, 128)),
