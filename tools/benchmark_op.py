@@ -32,267 +32,29 @@ random points. Offsets are those of a new model, with noise of one cell; everyth
 
 import argparse
 import datetime
-import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import math
 import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from benchmark import CLOCKS, machine, peak_extra_mib  # tools/benchmark.py
+from operator_implementations import OTHERS, after_elementwise, our_drop_in, our_fused, why_not
+from operator_problems import LONG_SIDES, SHAPES, Problem, Shape, make_problem, pyramid
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from detectron2_ddetr.collect_env import describe_environment
 from detectron2_ddetr.measuring import power
-from detectron2_ddetr.modeling.memory import cell_centres
-from detectron2_ddetr.modeling.ms_deform_attn import MSDeformAttn
 from detectron2_ddetr.modeling.ops.extension import describe_backend
-from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
-from detectron2_ddetr.modeling.ops.ms_deform_attn_pytorch import (
-    gather_backward,
-    gather_forward,
-    locations_from_offsets,
-)
 
-HEADS, CHANNELS, POINTS = 8, 32, 4
 ENTRIES = ("drop-in", "fused")
 PASSES = ("forward", "forward+backward")
 NEEDS_GRAD = {"drop-in": (True, True, True), "fused": (True, False, True, True)}
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is read, and by how many queries; None: by one of each cell, as in the encoder."""
-
-    name: str
-    levels: tuple[tuple[int, int], ...]
-    queries: int | None = None
-    batch: int = 1
-
-    @property
-    def cells(self) -> int:
-        return sum(height * width for height, width in self.levels)
-
-    @property
-    def num_queries(self) -> int:
-        return self.cells if self.queries is None else self.queries
-
-    @property
-    def samples(self) -> int:
-        return self.batch * self.num_queries * HEADS * len(self.levels) * POINTS
-
-    def gflop(self, what: str) -> float:
-        """Per channel of a sample 4 multiply-adds; backward 4 for dot products, 4 to scatter."""
-        return self.samples * CHANNELS * 4 * 2 * (1 if what == "forward" else 3) / 1e9
-
-    def megabytes(self, entry: str, what: str, itemsize: int) -> float:
-        """
-        Each tensor once, as if caches were endless; of `value` no more than what samples can touch.
-        """
-        value = self.batch * self.cells * HEADS * CHANNELS * itemsize
-        touched = min(value, self.samples * 4 * CHANNELS * itemsize)
-        output = self.batch * self.num_queries * HEADS * CHANNELS * itemsize
-        if entry == "drop-in":
-            samples, references = self.samples * 3 * 4, 0
-        else:
-            samples = self.samples * 3 * itemsize
-            references = self.batch * self.num_queries * len(self.levels) * 2 * 4
-        forward = touched + samples + references + output
-        backward = forward + value + samples  # reads the same, and writes gradients
-        return (forward if what == "forward" else forward + backward) / 1e6
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.batch} x {self.num_queries} queries, {self.cells} cells"
-
-
-def pyramid(height: int, width: int, num_levels: int = 4) -> tuple[tuple[int, int], ...]:
-    """Sizes of the levels of an image: strides 8, 16, 32, ..."""
-    strides = [8 * 2**level for level in range(num_levels)]
-    return tuple((math.ceil(height / s), math.ceil(width / s)) for s in strides)
-
-
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("a", pyramid(800, 1333), batch=2),
-        Shape("a1", pyramid(800, 1333)),
-        Shape("b300", pyramid(800, 1333), queries=300),
-        Shape("b900", pyramid(800, 1333), queries=900),
-        Shape("c", pyramid(640, 640)),
-        Shape("c300", pyramid(640, 640, 3), queries=300),
-        Shape("d", pyramid(800, 1333), batch=16),
-    )
-}
-LONG_SIDES = (320, 480, 640, 800, 1066, 1333)
-
-
-class Levels(NamedTuple):
-    """Where the levels are, in the forms that implementations ask for."""
-
-    sizes: list[tuple[int, int]]  # (H, W)
-    shapes: Tensor  # (L, 2), the same
-    starts: Tensor  # (L,), first cell of each
-
-
-# Ours and the others. Drop-in: (value, levels, locations, attention), as ms_deform_attn. Fused:
-# (value, levels, references, offsets, logits), as ms_deform_attn_fused.
-
-
-def our_drop_in(value: Tensor, levels: Levels, *rest: Tensor) -> Tensor:
-    return ms_deform_attn(value, levels.shapes, *rest)
-
-
-def our_fused(value: Tensor, levels: Levels, *rest: Tensor) -> Tensor:
-    return ms_deform_attn_fused(value, levels.sizes, *rest)
-
-
-def grid_sample(value: Tensor, levels: Levels, locations: Tensor, attention: Tensor) -> Tensor:
-    """As `ms_deform_attn_core_pytorch` of the official code, step for step."""
-    num_images, _, num_heads, channels = value.shape
-    num_queries = locations.shape[1]
-    maps = value.split([height * width for height, width in levels.sizes], dim=1)
-    grids = 2 * locations - 1
-    sampled = []
-    for level, size in enumerate(levels.sizes):
-        level_map = maps[level].flatten(2).transpose(1, 2)
-        level_map = level_map.reshape(num_images * num_heads, channels, *size)
-        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (N * M, Q, P, 2)
-        sampled.append(F.grid_sample(level_map, grid, align_corners=False))
-    attention = attention.transpose(1, 2).reshape(num_images * num_heads, 1, num_queries, -1)
-    output = (torch.stack(sampled, dim=-2).flatten(-2) * attention).sum(-1)
-    return output.view(num_images, num_heads * channels, num_queries).transpose(1, 2).contiguous()
-
-
-class _Fallback(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value, levels, locations, attention):
-        ctx.save_for_backward(value, locations, attention)
-        ctx.levels = levels.sizes, [locations.shape[4]] * locations.shape[3]
-        return gather_forward(value, *ctx.levels, locations.flatten(3, 4), attention.flatten(3, 4))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        value, locations, attention = ctx.saved_tensors
-        grad_value, grad_locations, grad_attention = gather_backward(
-            grad_output, value, *ctx.levels, locations.flatten(3, 4), attention.flatten(3, 4)
-        )
-        return (
-            grad_value,
-            None,
-            grad_locations.view_as(locations),
-            grad_attention.view_as(attention),
-        )
-
-
-class _OfficialCuda(torch.autograd.Function):
-    """As `MSDeformAttnFunction` of the official code, whose `im2col_step` is 64."""
-
-    @staticmethod
-    def forward(ctx, value, levels, locations, attention):
-        import MultiScaleDeformableAttention as official
-
-        tensors = (value, levels.shapes, levels.starts, locations, attention)
-        ctx.save_for_backward(*tensors)
-        return official.ms_deform_attn_forward(*tensors, 64)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        import MultiScaleDeformableAttention as official
-
-        grads = official.ms_deform_attn_backward(*ctx.saved_tensors, grad_output.contiguous(), 64)
-        return grads[0], None, *grads[1:]
-
-
-def torch_ms_deform_attn(value: Tensor, levels: Levels, locations: Tensor, attention: Tensor):
-    from torch_ms_deform_attn import ms_deform_attn as other
-
-    return other(value, levels.shapes, levels.starts, locations, attention)
-
-
-OTHERS = {
-    "grid_sample": grid_sample,
-    "fallback": _Fallback.apply,
-    "torch-ms-deform-attn": torch_ms_deform_attn,
-    "official-cuda": _OfficialCuda.apply,
-}
-
-
-def why_not(other: str, device: torch.device) -> str | None:
-    """Why another implementation cannot take part, from what is installed; None: it can."""
-    if other == "official-cuda":
-        if device.type != "cuda":
-            return "has no kernels for a CPU"
-        if importlib.util.find_spec("MultiScaleDeformableAttention") is None:
-            return "MultiScaleDeformableAttention is not installed"
-    if other == "torch-ms-deform-attn":
-        if importlib.util.find_spec("torch_ms_deform_attn") is None:
-            return "is not installed"
-        compiled = importlib.import_module("torch_ms_deform_attn._C")
-        if device.type == "cuda" and not compiled.with_cuda:
-            return "was built without CUDA"
-    return None
-
-
-def after_elementwise(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The fused entry out of an operator that is not: what the official module does before it."""
-
-    def run(value, levels, references, offsets, logits):
-        per_level = (len(levels.sizes), POINTS)
-        attention = logits.softmax(-1).unflatten(-1, per_level)
-        size = levels.shapes.flip(-1)[:, None]  # (L, 1, 2), (W, H)
-        locations = references[:, :, None, :, None] + offsets.unflatten(3, per_level) / size
-        return core(value, levels, locations, attention)
-
-    return run
-
-
-class Problem(NamedTuple):
-    """Inputs of both entries, by name, in the dtype that ours reads."""
-
-    levels: Levels
-    inputs: dict[str, list[Tensor]]
-    grad_output: Tensor
-
-
-def make_problem(shape: Shape, dtype: torch.dtype, device: torch.device) -> Problem:
-    random = torch.Generator().manual_seed(0)
-    sizes = list(shape.levels)
-    num_levels, num_points = len(sizes), len(sizes) * POINTS
-    per_query = (shape.batch, shape.num_queries, HEADS, num_points)
-
-    if shape.queries is None:
-        centres = cell_centres(sizes, torch.ones(shape.batch, num_levels, 2))
-    else:
-        centres = torch.rand(shape.batch, shape.queries, 2, generator=random)
-    # A little aside: 16-bit offsets are often whole cells, and there the gradient jumps.
-    aside = torch.tensor([(1e-3 / width, 1e-3 / height) for height, width in sizes])
-    references = centres[:, :, None] + aside
-    module = MSDeformAttn(HEADS * CHANNELS, num_levels, HEADS, POINTS)
-    start = module.sampling_offsets.bias.detach().view(HEADS, num_points, 2)
-    offsets = start + torch.randn(*per_query, 2, generator=random)
-    logits = torch.randn(per_query, generator=random)
-    value = torch.randn(shape.batch, shape.cells, HEADS, CHANNELS, generator=random)
-    grad_output = torch.randn(*per_query[:2], HEADS * CHANNELS, generator=random)
-
-    per_level = (num_levels, POINTS)
-    locations = locations_from_offsets(references, offsets, sizes, [POINTS] * num_levels)
-    drop_in = [locations.unflatten(3, per_level), logits.softmax(-1).unflatten(3, per_level)]
-    drop_in = [value.to(device, dtype), *(x.to(device) for x in drop_in)]
-    fused = [drop_in[0], references.to(device), *(x.to(device, dtype) for x in (offsets, logits))]
-    starts = [0, *itertools.accumulate(height * width for height, width in sizes)][:-1]
-    levels = Levels(sizes, torch.tensor(sizes).to(device), torch.tensor(starts).to(device))
-    return Problem(levels, {"drop-in": drop_in, "fused": fused}, grad_output.to(device, dtype))
 
 
 def one_call(
