@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from detectron2_ddetr import (
     DeformableDETRDatasetMapper,
+    check_coco_json,
     check_datasets,
     load_config,
     register_coco_json,
@@ -204,6 +206,32 @@ def test_as_many_boxes_reach_the_mapper_as_the_check_counts(odd, images, registe
         for box, label in zip(f.gt_boxes.tensor.tolist(), f.gt_classes)
     )
     assert got == [e for e in expected if e[2] > e[0] and e[3] > e[1]]
+
+
+def test_what_a_file_holds_is_summed_up(tmp_path, images):
+    path, images = tmp_path / "data.json", shutil.copytree(images, tmp_path / "images")
+
+    def summary(content, **options):
+        path.write_text(json.dumps(content))
+        return check_coco_json(str(path), str(images), **options).splitlines()
+
+    lines = summary(base())
+    assert [line.split() for line in lines[:3]] == [
+        ["row", "id", "boxes", "name"], ["0", "1", "12", "red"], ["1", "2", "12", "green"]
+    ]  # fmt: skip
+    assert f"{path}: 8 images, 24 boxes" in " ".join(" ".join(lines).split())
+    assert lines[-1] == "no problem found"
+    content = base()
+    del content["annotations"][0]["area"]
+    assert summary(content)[-1] == "can be used, but see the 1 warning above"
+    for content in ({**base(), "annotations": []}, {"images": base()["images"]}):
+        lines = summary(content, needs_annotations=False)
+        assert "8 images, 0 boxes, so that it can be predicted on, not trained on" in "".join(
+            line.strip() + " " for line in lines
+        )
+    (images / "3.png").write_text("no image")
+    with pytest.raises(InputError, match="1 of 8 images cannot be used"):
+        summary(base())
 
 
 @pytest.mark.parametrize("name", [None, "", 3])

@@ -1,25 +1,20 @@
-"""The operator under `opcheck`, `torch.compile` and `torch.export`, alone and in whole models."""
-
-import functools
+"""The operator under `opcheck`, `torch.compile` and `torch.export`, alone and in its module."""
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2_ddetr.meta_arch import padding_mask
 from detectron2_ddetr.modeling import (
     GRID_SAMPLE_DECOMPOSITIONS,
     MSDeformAttn,
     ms_deform_attn,
     ms_deform_attn_fused,
 )
-from detectron2_ddetr.toolbox import build_model
 
-from .conftest import FAMILY, VARIANTS, needs_compiler, small_cfg
-from .modeling_cases import HEADS, randomise, small_features, small_head
+from .conftest import needs_compiler
+from .modeling_cases import randomise
 from .op_cases import IMPLEMENTATIONS, NAMES, OPS, make_problem, using
-from .test_meta_arch import build_tiny_backbone  # noqa: F401  registers it
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -208,155 +203,3 @@ def test_compiled_module(numbers, backend):
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     for a, b in zip(run(compiled), run(module)):
         assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
-
-
-class Outputs(nn.Module):
-    """Logits and boxes of a head that gets features, or of a whole model that gets images."""
-
-    def __init__(self, head, backbone=None, in_features=()):
-        super().__init__()
-        self.head, self.backbone, self.in_features = head, backbone, in_features
-
-    def forward(self, images, mask):
-        features = images
-        if self.backbone is not None:
-            maps = self.backbone(images)
-            features = [maps[name] for name in self.in_features]
-        out = self.head(features, mask)
-        return out["pred_logits"], out["pred_boxes"]
-
-
-def image_batch(*sizes):
-    """(N, 3, H, W), and (N, H, W), True = padding."""
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for i, (h, w) in enumerate(sizes):
-        mask[i, :h, :w] = False
-    return torch.randn(len(sizes), 3, height, width, generator=generator), mask
-
-
-@pytest.mark.parametrize("variant", ["multi_scale", "refine"])
-def test_compiled_head(variant):
-    """
-    Encoder, decoder and heads, forward and backward, without a break. Of the other heads see
-    `test_compiled_model` and `test_exported_model`.
-    """
-    head = randomise(small_head(**HEADS[variant]), std=0.1)
-    model = Outputs(head)
-    args = small_features(HEADS[variant].get("num_levels", 4))
-    results = []
-    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        logits, boxes = call(*args)
-        (logits.square().sum() + boxes.square().sum()).backward()
-        results.append([logits, boxes] + [p.grad for p in model.parameters() if p.grad is not None])
-    assert len(results[0]) == len(results[1])
-    for a, b in zip(*results):
-        assert_close(a, b)
-
-
-def test_compiled_model():
-    """From the batch of images to the predictions of all layers, as training calls it."""
-    model = build_model(small_cfg(config=FAMILY["two_stage"])).eval()
-    randomise(model.head, std=0.1)
-    images = [{"image": 255 * torch.rand(3, h, w)} for h, w in ((72, 104), (61, 83))]
-    images = model.preprocess_image(images)
-    results = []
-    network_outputs = torch.compile(model.network_outputs, fullgraph=True, backend="aot_eager")
-    for call in (model.network_outputs, network_outputs):
-        model.zero_grad()
-        out = call(images)
-        layers = [out, *out["aux_outputs"], *filter(None, [out.get("enc_outputs")])]
-        predictions = [layer[key] for layer in layers for key in ("pred_logits", "pred_boxes")]
-        sum(x.square().sum() for x in predictions).backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        results.append(predictions + gradients)
-    assert len(results[0]) == len(results[1])
-    for a, b in zip(*results):
-        assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@functools.cache
-def exported(variant):
-    """
-    A model, and its program of images and padding.
-
-    Most have a backbone of two convolutions, since a ResNet takes as long as all the rest. Not so
-    DETR: where the sizes of its map are quotients, PyTorch's reshape guards against a batch of one.
-    """
-    layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
-    if variant not in ("single_scale_dc5", "detr"):
-        layers += ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
-        layers += ["MODEL.DETR.IN_FEATURES", ["coarse"], "MODEL.DETR.NUM_FEATURE_LEVELS"]
-        layers += [1 if variant == "single_scale" else 2]
-    model = build_model(small_cfg(*layers, config=FAMILY[variant])).eval()
-    randomise(model.head, std=0.1)
-    whole = Outputs(model.head, model.backbone, model.in_features)
-    dynamic = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC})
-    batch = image_batch((72, 104), (61, 83))
-    return whole, torch.export.export(whole, batch, dynamic_shapes=dynamic)
-
-
-@functools.cache
-def exported_without_operator(variant):
-    """A model, and its program for those who do not have the operator."""
-    whole, program = exported(variant)
-    return whole, program.run_decompositions(GRID_SAMPLE_DECOMPOSITIONS)
-
-
-#: Batches other than that of the example, of half as many images, half as many more, twice as many:
-#: what looks like a product with the size of the example is one of these.
-BATCHES = [[(200, 151)], [(90, 130), (100, 70), (88, 77)], [(70, 66)] * 4]
-
-
-#: Of which a program without the operator is made as well, which takes longer than the first; of
-#: the others where ONNX is installed.
-WITHOUT_OPERATOR = "two_stage"
-
-
-def check_batches(whole, program):
-    run = program.module()
-    for sizes in BATCHES:
-        batch = image_batch(*sizes)
-        for a, b in zip(run(*batch), whole(*batch)):
-            assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, "h", "dn", "dino", "detr"])
-def test_exported_model(variant):
-    """One program for any batch and image size, and of some one without the operator."""
-    whole, program = exported(variant)
-    # One per layer of encoder and decoder.
-    assert len(operators(program)) == (0 if variant == "detr" else 3)
-    check_batches(whole, program)
-    if variant == WITHOUT_OPERATOR:
-        whole, program = exported_without_operator(variant)
-        assert operators(program) == []
-        check_batches(whole, program)
-
-
-@pytest.mark.parametrize("variant", ["multi_scale", WITHOUT_OPERATOR, "dino"])
-def test_onnx(variant, tmp_path):
-    """The program without the operator runs where PyTorch is not, on any batch and image size."""
-    pytest.importorskip("onnxscript", reason="torch.onnx needs onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="nothing here runs an ONNX file")
-    whole, decomposed = exported_without_operator(variant)
-    program = torch.onnx.export(decomposed, dynamo=True, verbose=False, optimize=False)
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    names = [x.name for x in session.get_inputs()]
-    for sizes in (*BATCHES, [(33, 40)] * 2):
-        batch = image_batch(*sizes)
-        got = session.run(None, {name: x.numpy() for name, x in zip(names, batch)})
-        for a, b in zip(got, whole(*batch)):
-            assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-4)
-
-
-def test_padding_mask_of_a_batch():
-    """The mask of `image_batch` is the one that the model makes."""
-    model = build_model(small_cfg()).eval()
-    images = [{"image": torch.rand(3, h, w)} for h, w in ((32, 50), (40, 20))]
-    assert torch.equal(
-        padding_mask(model.preprocess_image(images)), image_batch((32, 50), (40, 20))[1]
-    )

@@ -1,4 +1,4 @@
-"""Arguments that no one checked: the operators refuse them, in words, before they read."""
+"""Wrong arguments: public functions and operators refuse them, in words, before they read."""
 
 import os
 import re
@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
-from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn
+from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
 from .conftest import ROOT
 from .hostile_cases import CASES, HUGE, arguments, call
 from .op_cases import IMPLEMENTATIONS, NAMES, SEED, make_problem
+from .test_deform_attn_op import entries
 
 implementations = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "meta"])
 
@@ -83,6 +84,72 @@ def test_operators_on_two_devices(name):
                 continue
             with pytest.raises(ValueError, match="(cpu.*value.*meta|meta.*value.*cpu)"):
                 call(name, args)
+
+
+#: What is wrong: how the arguments change, and what the message says.
+FUSED_ERRORS = {
+    "value": (lambda v, s, r, o, w, p: (v[0], s, r, o, w, p), r"\(N, S, M, D\).*\(30, 2, 3\)"),
+    "value_dtype": (lambda v, s, r, o, w, p: (v.long(), s, r, o, w, p), "16, 32 or 64.*int64"),
+    "positions": (lambda v, s, r, o, w, p: (v[:, 1:], s, r, o, w, p), "cover 30 .*value has 29"),
+    "sharing": (
+        lambda v, s, r, o, w, p: (v, s, r, o[:, :, :, 1:], w[..., 1:], None),
+        "5 points.*3 levels",
+    ),
+    "reference": (
+        lambda v, s, r, o, w, p: (v, s, r[..., :1], o, w, p),
+        r"2 numbers.*4.*\(2, 3, 3, 1\)",
+    ),
+    "reference_dim": (lambda v, s, r, o, w, p: (v, s, r[0], o, w, p), r"R\).*\(3, 3, 2\)"),
+    "points": (lambda v, s, r, o, w, p: (v, s, r, o, w, [3, 3]), r"each of 3 levels.*\[3, 3\]"),
+    "no_point": (lambda v, s, r, o, w, p: (v, s, r, o, w, [3, 3, 0]), r"at least 1.*\[3, 3, 0\]"),
+    "too_many": (
+        lambda v, s, r, o, w, p: (v, s, r, o, w, [3, 2, 2]),
+        r"\(2, 3, 2, 7\).*\(2, 3, 2, 6\)",
+    ),
+    "offsets": (
+        lambda v, s, r, o, w, p: (v, s, r, o[..., :1], w, p),
+        r"\(2, 3, 2, 6\).*\(2, 3, 2, 6, 1\)",
+    ),
+    "logits": (
+        lambda v, s, r, o, w, p: (v, s, r, o, w[:, 1:], p),
+        r"\(2, 3, 2, 6\).*\(2, 2, 2, 6\)",
+    ),
+    "heads": (
+        lambda v, s, r, o, w, p: (v, s, r, o[:, :, 1:], w[:, :, 1:], p),
+        r"\(2, 3, 2, 6\).*\(2, 3, 1, 6\)",
+    ),
+    "images": (lambda v, s, r, o, w, p: (v, s, r[:1], o, w, p), r"\(1, 3\).*\(2, 3\)"),
+    "levels": (lambda v, s, r, o, w, p: (v, s, r[:, :, 1:], o, w, p), r"\(2, 2\).*\(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("error", FUSED_ERRORS)
+def test_fused_errors(error):
+    """What does not fit is refused with both sides named."""
+    change, message = FUSED_ERRORS[error]
+    problem = make_problem(True)
+    value, *rest = problem.tensors
+    arguments = (value, problem.sizes, *rest, problem.level_points)
+    ms_deform_attn_fused(*arguments)
+    with pytest.raises(ValueError, match=message):
+        ms_deform_attn_fused(*change(*arguments))
+
+
+def test_value_dtype_error():
+    """Integers are refused; what else can be wrong is in test_ms_deform_attn.py."""
+    problem = make_problem()
+    with pytest.raises(ValueError, match="16, 32 or 64 bits.*int64"):
+        problem.call(problem.tensors[0].long(), *problem.tensors[1:])
+
+
+@entries
+def test_negative_sizes(fused):
+    """Two of them would make a size that fits."""
+    problem = make_problem(fused, [(2, 3), (1, 4)])
+    problem.call()
+    problem.sizes[0] = (-2, -3)
+    with pytest.raises(ValueError, match=r"negative.*\(-2, -3\)"):
+        problem.call()
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])

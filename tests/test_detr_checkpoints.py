@@ -19,7 +19,7 @@ from detectron2_ddetr.toolbox import build_model
 from . import family_cases as family
 from .conftest import SYSTEMS, VARIANTS, small_cfg
 from .golden_cases import GOLDEN
-from .test_doctor import random, same
+from .project_cases import random, same
 
 DETR, THEIRS = PROJECTS["detr"], PROJECTS["transformers-detr"]
 CONFIG = "detr/detr_R_50_500ep.yaml"

@@ -14,7 +14,7 @@ from detectron2_ddetr.toolbox import build_model
 
 from . import family_cases as family
 from .conftest import CONFIGS
-from .test_doctor import random, same
+from .project_cases import random, same
 
 DETREX = PROJECTS["detrex"]
 BOOK = "head.denoising.label_enc.weight"

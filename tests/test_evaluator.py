@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detectron2_ddetr.engine import evaluator as evaluator_module
 from detectron2_ddetr.engine.box_metrics import summary_line
-from detectron2_ddetr.engine.evaluator import BoxEvaluator, build_evaluator, finite_results
+from detectron2_ddetr.engine.evaluator import BoxEvaluator, build_evaluator
 from detectron2_ddetr.engine.trainer import Trainer
 from detectron2_ddetr.toolbox import (
     TOOLBOX,
@@ -22,7 +22,6 @@ from detectron2_ddetr.toolbox import (
     DatasetCatalog,
     Instances,
     MetadataCatalog,
-    hooks,
     register_coco_instances,
 )
 
@@ -328,34 +327,3 @@ def test_detections_of_all_processes_count_once(register, monkeypatch, tmp_path)
     monkeypatch.setattr(comm, "is_main_process", lambda: True)
     monkeypatch.setattr(comm, "all_gather", lambda mine: [mine, other])
     assert feed(first, found[:3]) == expected
-
-
-def no_constant(text):
-    raise ValueError(f"{text} is not json")
-
-
-class Storage:
-    """Takes scalars of either toolbox's hook."""
-
-    def __init__(self):
-        self.scalars = {}
-
-    def put_scalar(self, name, value, **_):
-        self.scalars[name] = value
-
-    def put_scalars(self, smoothing_hint=True, **scalars):
-        self.scalars |= scalars
-
-
-def test_metrics_are_json_and_named_by_set(caplog):
-    """What a user's own evaluator returns, too; several sets keep their names."""
-    nan, inf = float("nan"), float("inf")
-    results = {"one": {"bbox": {"AP": 1.5, "APl": nan}}, "two": {"bbox": {"AP": inf, "AP50": 2}}}
-    with caplog.at_level(logging.INFO, logger="detectron2_ddetr"):
-        kept = finite_results(results)
-    assert "APl is nan: not recorded" in caplog.text and "AP is inf: not recorded" in caplog.text
-    hook = hooks.EvalHook(0, lambda: kept)
-    hook.trainer = type("Trainer", (), {"storage": Storage(), "iter": 9, "max_iter": 10})()
-    hook.after_train()
-    line = json.dumps(hook.trainer.storage.scalars)
-    assert json.loads(line, parse_constant=no_constant) == {"one/bbox/AP": 1.5, "two/bbox/AP50": 2}

@@ -1,4 +1,4 @@
-// What csrc/cuda/*.cu do with tensors, for plain pointers: tests/test_cuda_kernels.py calls it.
+// What csrc/cuda/*.cu do with tensors, for plain pointers: tests/cuda_kernel_cases.py calls it.
 #include "backward.cuh"
 #include "forward.cuh"
 
