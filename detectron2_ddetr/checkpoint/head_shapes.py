@@ -90,7 +90,7 @@ def _detr_head_of(state_dict: StateDict, size: dict[str, int]) -> DETRHead:
         input_proj=PlainProjector(state_dict["head.input_proj.weight"].shape[1], width),
         transformer=DenseTransformer(
             width,
-            size["DIM_FEEDFORWARD"],
+            dim_feedforward=size["DIM_FEEDFORWARD"],
             n_heads=1,
             num_encoder_layers=size["ENC_LAYERS"],
             num_decoder_layers=size["DEC_LAYERS"],

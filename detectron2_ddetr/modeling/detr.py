@@ -27,9 +27,9 @@ class DenseTransformer(nn.Module):
     def __init__(
         self,
         d_model: int = 256,
+        *,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        *,
         n_heads: int = 8,
         num_encoder_layers: int = 6,
         num_decoder_layers: int = 6,
