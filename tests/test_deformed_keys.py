@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import deformed_keys
-from detectron2_ddetr.modeling.bilinear import sample_rows, sample_table, table_taps
+from detectron2_ddetr.modeling import biased_attention, deformed_keys, position_bias
+from detectron2_ddetr.modeling.bilinear import sample_rows
 from detectron2_ddetr.modeling.deformed_keys import DeformedKeyAttention
+from detectron2_ddetr.modeling.position_bias import RelativeBias
 
 from .conftest import ROOT
 
@@ -133,10 +134,8 @@ def test_formula(options):
 @pytest.mark.parametrize("wide", [0.9, 1.6])
 def test_bilinear_reading_is_that_of_torch(wide):
     """Of maps and of tables, inside and outside, with its gradients."""
-    maps, table = (
-        image(2, 4, 5, GROUPS, 3).requires_grad_(),
-        image(GROUPS, 2, 5, 9).requires_grad_(),
-    )
+    maps, table = image(2, 4, 5, GROUPS, 3), image(HEADS, 5, 9)
+    maps.requires_grad_(), table.requires_grad_()
     positions = (wide * image(2, GROUPS, 7, 2).tanh()).requires_grad_()
     flat = maps.permute(0, 3, 4, 1, 2).flatten(0, 1)
     grid = positions.flip(-1).flatten(0, 1)[:, None]
@@ -147,11 +146,11 @@ def test_bilinear_reading_is_that_of_torch(wide):
     y, x = torch.linspace(-1, 1, 3).double(), torch.linspace(-0.9, 0.7, 4).double()
     query = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[:, :, None]  # (H, W, 1, 2)
     apart = ((query - positions[:, :, None, None]) / 2).flatten(0, 1)  # (N*G, H, W, K, 2)
-    tables = table[None].expand(2, -1, -1, -1, -1).flatten(0, 1)
+    tables = table.unflatten(0, (GROUPS, -1)).expand(2, -1, -1, -1, -1).flatten(0, 1)
     expected = F.grid_sample(tables, apart.flip(-1).flatten(2, 3), align_corners=True)
-    expected = expected.view(2, GROUPS, 2, 3, 4, 7).permute(0, 1, 5, 3, 2, 4)
-    at = table_taps(table, (y - positions[..., :1]) / 2, (x - positions[..., 1:]) / 2)
-    _same(sample_table(table, *at), expected, (table, positions))
+    expected = expected.view(2, HEADS, 12, 7).transpose(2, 3)
+    bias = RelativeBias.at(table, positions, y, x)
+    _same(bias.whole(), expected, (table, positions))
 
 
 def _same(found, expected, inputs):
@@ -205,17 +204,24 @@ def test_reference_grids():
 def test_bias_on_whole_displacements_is_a_table_lookup():
     """Keys that lie on cells, at the size of the table: Eq. (9) without any interpolation."""
     h, w = 4, 5
-    table = image(GROUPS, 2, 2 * h - 1, 2 * w - 1)
+    table = image(HEADS, 2 * h - 1, 2 * w - 1)
     y, x = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (h, w))
     keys = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(1, 1, h * w, 2)
     keys = keys.expand(1, GROUPS, -1, -1)
-    at = table_taps(table, (y - keys[..., :1]) / 2, (x - keys[..., 1:]) / 2)
-    found = sample_table(table, *at)
+    bias = RelativeBias.at(table, keys, y, x)
+    added = torch.zeros(HEADS, 1, h * w, h * w, dtype=torch.float64)
+    for head, logits in enumerate(added):
+        bias.by_head().add_to(logits, head)
+    for found in (bias.whole()[0], added[:, 0]):
+        _is_a_lookup(found.unflatten(2, (h, w)), table, h, w)
+
+
+def _is_a_lookup(found, table, h, w):
     for key in range(h * w):
         for i in range(h):
             for j in range(w):
-                expected = table[:, :, i - key // w + h - 1, j - key % w + w - 1]
-                assert_close(found[0, :, key, i, :, j], expected, rtol=1e-12, atol=1e-12)
+                expected = table[:, i - key // w + h - 1, j - key % w + w - 1]
+                assert_close(found[:, key, i, j], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride, millions", [(2, (79.63, 0.508)), (1, (145.11, 2.032))])
@@ -234,19 +240,31 @@ def test_complexity(stride, millions):
     assert (attention / 1e6, network / 1e6) == pytest.approx(millions, rel=1e-3)
 
 
+@pytest.mark.parametrize("bias", ["relative", "absolute", "none"])
 @pytest.mark.parametrize("at_a_time, kept", [(1, 0), (2**30, 0), (100, 2**30)])
-def test_parts_change_nothing(monkeypatch, at_a_time, kept):
-    """Few columns of queries at a time, computed again in the backward pass or kept."""
-
-    def run():
-        module, x = attention(), image(2, 6, 7, DIM).requires_grad_()
+def test_by_head_is_the_formula(bias, at_a_time, kept, monkeypatch):
+    """With its gradients: few keys at a time, computed again in the backward pass or kept."""
+    monkeypatch.setattr(position_bias, "_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(biased_attention, "_KEPT", kept)
+    module, x = attention(bias=bias), image(2, 6, 7, DIM).requires_grad_()
+    results = []
+    for attend in (biased_attention.attend, biased_attention.attend_at_once):
+        monkeypatch.setattr(deformed_keys, "attend", attend)
         out = module(x)
-        return out, *torch.autograd.grad((out * image(*out.shape)).sum(), [x, *module.parameters()])
+        sum_of = (out * image(*out.shape)).sum()
+        results.append((out, *torch.autograd.grad(sum_of, [x, *module.parameters()])))
+    assert_close(*results, rtol=1e-9, atol=1e-9)
 
-    expected = run()
-    monkeypatch.setattr(deformed_keys, "_AT_A_TIME", at_a_time)
-    monkeypatch.setattr(deformed_keys, "_KEPT", kept)
-    assert_close(run(), expected, rtol=1e-9, atol=1e-9)
+
+def test_dropped_weights():
+    """In training, of each weight by itself; without it nothing is dropped."""
+    module, x = attention(attn_drop=0.5), image(1, 4, 5, DIM)
+    expected = attention()(x)
+    assert_close(module.eval()(x), expected)
+    torch.manual_seed(0)
+    mean = torch.stack([module.train()(x) for _ in range(2000)]).mean(0)
+    assert not torch.equal(module(x), expected)
+    assert (mean - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_map_of_one_cell():
@@ -307,11 +325,10 @@ def test_memory_of_a_large_image(name, stage, mode):
 
 @pytest.mark.parametrize("bias", ["relative", "none"])
 @torch.no_grad()
-def test_a_program_takes_any_batch(bias, monkeypatch):
-    """Though larger batches go in more parts, where nothing is exported."""
+def test_a_program_takes_any_batch(bias):
+    """Where nothing is exported, each head goes by itself."""
     module = attention(bias=bias)
     x = torch.randn(5, 4, 7, DIM, dtype=torch.float64)
-    monkeypatch.setattr(deformed_keys, "_AT_A_TIME", 2 * HEADS * 6 * 4 * 3)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     for n in (1, 2, 5):
         assert_close(program.module()(x[:n]), module(x[:n]))

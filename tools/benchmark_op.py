@@ -32,6 +32,7 @@ random points. Offsets are those of a new model, with noise of one cell; everyth
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import itertools
 import math
@@ -217,7 +218,8 @@ def describe_run(args: argparse.Namespace, clock: Clock, others: list[str], load
     versions = [f"torch {torch.__version__}"]
     if "torch-ms-deform-attn" in others:
         name = "torch-ms-deform-attn"
-        versions.append(f"{name} {importlib.metadata.version(name)}")
+        threads = importlib.import_module("torch_ms_deform_attn._C").cpu_parallel_backend
+        versions.append(f"{name} {importlib.metadata.version(name)}, {threads} on CPUs")
     parts = [
         f"{args.repeat} turns" + (", cold caches" if args.cold else f" of {args.turn} s"),
         f"{args.clock} clock",

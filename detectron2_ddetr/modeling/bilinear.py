@@ -30,6 +30,12 @@ def taps(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return neighbours.clamp(0, size - 1).long(), weights
 
 
+def interpolation(index: Tensor, size: int) -> Tensor:
+    """:func:`taps` as a matrix: (...) -> (..., `size`), how much each index reads of each cell."""
+    neighbours, weights = taps(index, size)
+    return weights.new_zeros(*index.shape, size).scatter_add_(-1, neighbours, weights)
+
+
 def sum_of_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """
     Args:
@@ -86,44 +92,28 @@ def sample_rows(maps: Tensor, positions: Tensor) -> Tensor:
     return sum_of_rows(at_least_float32(maps).reshape(-1, channels), index, weights)
 
 
-def sample_table(
-    table: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
-) -> Tensor:
+def sample_table(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     Reads a table on a grid of its own for each of K keys, zero outside.
 
     Args:
         table: (G, M, A, B), M tables for each group.
-        rows: of the fractional indices along A, (N, G, K, H): :func:`taps` of them, with the
-            indices counted through, A for each key.
-        columns: of those along B, (N, G, K, W): the same, with B for each group.
+        rows: fractional indices along A, (N, G, K, H).
+        columns: those along B, (N, G, K, W).
 
     Returns:
         (N, G, K, H, M, W), at (rows[..., i], columns[..., j]).
     """
     groups, tables, a, b = table.shape
-    n, _, keys, height, _ = rows[0].shape
-    width = columns[0].shape[3]
+    n, _, keys, height = rows.shape
+    width = columns.shape[3]
     # Along columns first: each (key, column) is a weighted sum of two columns of the table.
-    lines = sum_of_rows(table.permute(0, 3, 2, 1).reshape(groups * b, a * tables), *columns)
+    index, weights = taps(columns, b)
+    index = index + b * torch.arange(groups, device=table.device).view(groups, 1, 1, 1)
+    lines = table.permute(0, 3, 2, 1).reshape(groups * b, a * tables)
+    lines = sum_of_rows(lines, index, weights)
     lines = lines.reshape(n * groups * keys, width, a, tables).permute(0, 2, 3, 1)
-    found = sum_of_rows(lines.reshape(-1, tables * width), *rows)
-    return found.reshape(n, groups, keys, height, tables, width)
-
-
-def table_taps(
-    table: Tensor, y: Tensor, x: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """
-    What :func:`sample_table` reads `table` by, at rows and columns that go from -1 to 1.
-
-    Args:
-        y, x: (N, G, K, H) and (N, G, K, W).
-    """
-    _, _, a, b = table.shape
-    n, groups, keys, _ = y.shape
-    rows, row_weights = taps(cells(y, a), a)
-    columns, column_weights = taps(cells(x, b), b)
+    index, weights = taps(rows, a)
     key = torch.arange(n * groups * keys, device=table.device).view(n, groups, keys, 1, 1)
-    group = torch.arange(groups, device=table.device).view(groups, 1, 1, 1)
-    return (rows + a * key, row_weights), (columns + b * group, column_weights)
+    found = sum_of_rows(lines.reshape(-1, tables * width), index + a * key, weights)
+    return found.reshape(n, groups, keys, height, tables, width)

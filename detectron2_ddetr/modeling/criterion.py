@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from .loss_task import Indices, LossTask, Targets
 from .matcher import HungarianMatcher
-from .precision import at_least_float32
+from .precision import at_least_float32, without_autocast
 from .query_groups import QueryGroup
 from .targets import check_targets
 
@@ -111,7 +111,7 @@ class SetCriterion(nn.Module):
         mean_boxes = mean_num_boxes(boxes, outputs["pred_logits"].device)
         losses = {}
         # float32 whatever the context: the focal loss of a confident query underflows in 16 bits.
-        with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
+        with without_autocast(outputs["pred_logits"].device):
             tasks = self.tasks(outputs, targets)
             for task, indices in zip(tasks, self.indices(tasks)):
                 num_boxes = task.normalizer(mean_boxes, boxes)

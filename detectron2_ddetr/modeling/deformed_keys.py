@@ -1,25 +1,16 @@
 """Attention to keys at learned places, the same for all queries (deformable attention of DAT)."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .biased_attention import attend, attend_at_once, softmax_weights
 from .bilinear import sample_rows
 from .channels_last import ChannelNorm, Pointwise, depthwise
 from .position_bias import AbsoluteBias, RelativeBias
 from .precision import at_least_float32
-
-#: Attention weights that are computed at a time: 32 MB in float32.
-_AT_A_TIME = 2**23
-#: Attention weights of an image up to which training keeps them for the backward pass; more are
-#: computed again there, in no more parts than about these: of forty, the allocator of the system
-#: gave so little back that the step of a large image took twice the memory.
-_KEPT = 2**20
-_PARTS = 12
 
 
 class Deformation(NamedTuple):
@@ -109,24 +100,16 @@ class DeformedKeyAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> the same shape."""
-        n, height, width, _ = x.shape
         q = self.proj_q(x)
         positions = self.deformation(q).positions.flatten(2, 3)
-        k, v = self._keys(x, positions)
-        bias = self._position_bias(positions, height, width)
-        of_a_column = self.heads * k.shape[2] * height
-        attend, least = self._attend, 1
-        if torch.is_grad_enabled() and of_a_column * width > _KEPT:
-            attend = functools.partial(checkpoint, attend, use_reentrant=False)
-            least = max(1, width // _PARTS)
-        if torch.compiler.is_compiling():
-            at_a_time = width  # a program would have as many parts as its example, for any batch
+        operands = self._operands(x, q, positions)
+        if self.training and self.attn_drop.p:
+            out = attend_at_once(*operands, self.attn_drop)
+        elif torch.compiler.is_compiling() or torch.jit.is_tracing():
+            out = attend_at_once(*operands)
         else:
-            at_a_time = max(least, _AT_A_TIME // (n * of_a_column))
-        queries = q.split(at_a_time, dim=2)
-        biases = bias.split(at_a_time) if bias is not None else [None] * len(queries)
-        out = [attend(*part, k, v) for part in zip(queries, biases)]
-        return self.proj_drop(self.proj_out(torch.cat(out, dim=2) if len(out) > 1 else out[0]))
+            out = attend(*operands)
+        return self.proj_drop(self.proj_out(out.view(x.shape)))
 
     def deformation(self, q: Tensor) -> Deformation:
         """Of projected queries, (N, H, W, C)."""
@@ -154,10 +137,8 @@ class DeformedKeyAttention(nn.Module):
         """
         q = self.proj_q(x)
         deformation = self.deformation(q)
-        positions = deformation.positions.flatten(2, 3)
-        k, _ = self._keys(x, positions)
-        bias = self._position_bias(positions, *x.shape[1:3])
-        weights = self._weights(q, bias, k)
+        q, k, _, bias = self._operands(x, q, deformation.positions.flatten(2, 3))
+        weights = softmax_weights(q, k, bias)
         return weights.transpose(2, 3).unflatten(3, deformation.reference.shape[:2]), deformation
 
     def _intervals(self, size: int) -> int:
@@ -174,12 +155,17 @@ class DeformedKeyAttention(nn.Module):
         index = torch.arange(size, dtype=like.dtype, device=like.device)
         return index / self._intervals(size) * 2 - 1
 
-    def _keys(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at `positions`, (N, G, Ns, 2): (N, M, Ns, D) each."""
-        sampled = sample_rows(x.unflatten(3, (self.groups, -1)), positions)  # (N, G, Ns, C/G)
+    def _operands(
+        self, x: Tensor, q: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, RelativeBias | AbsoluteBias | None]:
+        """Of :func:`attend`, with keys and values at `positions`, (N, G, K, 2)."""
+        sampled = sample_rows(x.unflatten(3, (self.groups, -1)), positions)  # (N, G, K, C/G)
         sampled = sampled.transpose(1, 2).flatten(2)
-        k, v = self.proj_k(sampled), self.proj_v(sampled)
-        return tuple(t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (k, v))
+        q, k, v = (
+            t.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for t in (q.flatten(1, 2), self.proj_k(sampled), self.proj_v(sampled))
+        )
+        return q * q.shape[3] ** -0.5, k, v, self._position_bias(positions, *x.shape[1:3])
 
     def _position_bias(
         self, positions: Tensor, height: int, width: int
@@ -187,22 +173,6 @@ class DeformedKeyAttention(nn.Module):
         if self.bias == "none":
             return None
         if self.bias == "absolute":
-            return AbsoluteBias.of(self.rpe_table, height, width, positions.shape[2])
+            return AbsoluteBias.of(self.rpe_table, height * width, positions.shape[2])
         y, x = (self._query_axis(size, positions) for size in (height, width))
         return RelativeBias.at(self.rpe_table, positions, y, x)
-
-    def _attend(
-        self, q: Tensor, bias: RelativeBias | AbsoluteBias | None, k: Tensor, v: Tensor
-    ) -> Tensor:
-        """(N, H, W', C), for the queries of some columns of the map, (N, H, W', C)."""
-        weights = self.attn_drop(self._weights(q, bias, k))
-        out = v.transpose(2, 3) @ weights.to(v.dtype)  # (N, M, D, H*W')
-        return out.flatten(1, 2).transpose(1, 2).reshape(q.shape)
-
-    def _weights(self, q: Tensor, bias: RelativeBias | AbsoluteBias | None, k: Tensor) -> Tensor:
-        """(N, M, Ns, H*W'): keys before queries, which is how the biases come."""
-        q = (q * k.shape[3] ** -0.5).unflatten(3, (self.heads, -1))
-        logits = k @ q.permute(0, 3, 4, 1, 2).flatten(3)
-        if bias is not None:
-            bias.add_to(logits)  # in place: the largest of all tensors
-        return logits.softmax(dim=2)

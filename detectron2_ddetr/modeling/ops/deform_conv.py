@@ -1,13 +1,11 @@
 """Deformable convolution, v1 and v2: a convolution that is told where each of its taps reads."""
 
-import contextlib
 from collections.abc import Sequence
 
-import torch
 import torchvision.ops
 from torch import Tensor
 
-from ..precision import at_least_float32
+from ..precision import at_least_float32, without_autocast
 
 
 def deform_conv2d(
@@ -38,7 +36,7 @@ def deform_conv2d(
     Returns:
         (N, C', H', W') in the dtype of `x`.
     """
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device):
         y = torchvision.ops.deform_conv2d(
             at_least_float32(x),
             at_least_float32(offset),
@@ -50,10 +48,3 @@ def deform_conv2d(
             None if mask is None else at_least_float32(mask),
         )
     return y.to(x.dtype)
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    """It would reach the matrix products within. "meta" knows none."""
-    if not torch.amp.is_autocast_available(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
