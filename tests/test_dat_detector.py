@@ -142,6 +142,16 @@ def test_bfloat16(train):
     assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_weights_of_16_bits(dtype):
+    """As in a file that `ddetr export --precision` writes."""
+    backbone, image = tiny().eval(), torch.rand(1, 3, 64, 96)
+    expected = backbone(image)
+    for name, x in backbone.to(dtype)(image.to(dtype)).items():
+        assert x.dtype == dtype and (x.float() - expected[name]).abs().mean() < 0.05
+
+
 def test_activation_checkpointing():
     """The same maps and gradients, with stochastic depth too."""
     plain = tiny(drop_path_rate=0.5).train()

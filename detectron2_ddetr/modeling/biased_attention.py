@@ -29,17 +29,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     return _Attention.apply(type(bias), q, k, v, *(bias or ()))
 
 
-def attend_at_once(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias, dropout: nn.Module | None = None
-) -> Tensor:
+def attend_at_once(q: Tensor, k: Tensor, v: Tensor, bias: Bias, dropout: nn.Module) -> Tensor:
     """
-    The formula of :func:`attend`, for programs, which have no loops of unknown length, and with
-    dropout of weights.
+    :func:`attend` as its formula: for programs, which have no loops of unknown length, and where
+    weights are dropped.
     """
-    weights = softmax_weights(q, k, bias)
-    if dropout is not None:
-        weights = dropout(weights)
-    weights = weights.to(v.dtype)
+    weights = dropout(softmax_weights(q, k, bias)).to(v.dtype)
     return (weights.transpose(2, 3) @ v).transpose(1, 2).flatten(2)
 
 

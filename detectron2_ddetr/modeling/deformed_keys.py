@@ -103,10 +103,9 @@ class DeformedKeyAttention(nn.Module):
         q = self.proj_q(x)
         positions = self.deformation(q).positions.flatten(2, 3)
         operands = self._operands(x, q, positions)
-        if self.training and self.attn_drop.p:
+        drops = self.training and self.attn_drop.p > 0
+        if drops or torch.compiler.is_compiling() or torch.jit.is_tracing():
             out = attend_at_once(*operands, self.attn_drop)
-        elif torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = attend_at_once(*operands)
         else:
             out = attend(*operands)
         return self.proj_drop(self.proj_out(out.view(x.shape)))
@@ -160,7 +159,7 @@ class DeformedKeyAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, RelativeBias | AbsoluteBias | None]:
         """Of :func:`attend`, with keys and values at `positions`, (N, G, K, 2)."""
         sampled = sample_rows(x.unflatten(3, (self.groups, -1)), positions)  # (N, G, K, C/G)
-        sampled = sampled.transpose(1, 2).flatten(2)
+        sampled = sampled.transpose(1, 2).flatten(2).to(x.dtype)
         q, k, v = (
             t.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for t in (q.flatten(1, 2), self.proj_k(sampled), self.proj_v(sampled))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bilinear import cells, interpolation, sample_table
+from .precision import at_least_float32
 
 #: Numbers that are computed at a time on CPUs: they stay in the cache of a core.
 _AT_A_TIME = 2**16
@@ -46,7 +47,7 @@ class RelativeBias(NamedTuple):
     def by_head(self) -> "BiasProduct":
         axes = zip((self.rows, self.columns), self.table.shape[1:])
         factors = (interpolation(index.transpose(0, 1).flatten(1, 2), size) for index, size in axes)
-        return BiasProduct(self.table, *factors)
+        return BiasProduct(at_least_float32(self.table), *factors)
 
 
 class BiasProduct(NamedTuple):
