@@ -1,5 +1,5 @@
 """
-The first iterations of the quick start are those on record: whoever changes what a training
+The first 20 iterations of the quick start are those on record: whoever changes what a training
 computes says so, in the README's list of changes, and records them anew with
 `python -m tests.test_golden_trajectory`.
 """
@@ -17,8 +17,7 @@ from detectron2_ddetr.engine.trainer import Trainer
 from .conftest import CONFIGS, ROOT
 
 RECORD = ROOT / "tests" / "golden" / "trajectory_quick_start.json"
-#: Thirteen are equal in six digits on any processor; later ones differ by half a tenth.
-ITERATIONS = 8
+ITERATIONS = 20
 
 
 def trajectory(folder):
@@ -50,13 +49,17 @@ def trajectory(folder):
     reason="without AVX2 torch draws other first weights",
 )
 def test_the_trajectory_is_the_one_on_record(tmp_path, monkeypatch):
-    """A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2."""
+    """
+    A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2. From
+    iteration 13 on another processor gives other losses, equal to six digits before.
+    """
     monkeypatch.chdir(ROOT)
     expected = json.loads(RECORD.read_text())
     found = trajectory(tmp_path)
     assert len(found) == len(expected) == ITERATIONS
     for iteration, (row, wanted) in enumerate(zip(found, expected)):
-        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-5), iteration
+        tolerance = 1e-5 if iteration <= 12 else 0.1  # 0.05 between AVX2 and AVX-512
+        assert row == pytest.approx(wanted, rel=tolerance, abs=1e-5), iteration
 
 
 if __name__ == "__main__":
