@@ -225,7 +225,7 @@ def test_tracing():
     torch.manual_seed(0)
     maps = Maps(build_backbone(small_cfg(*options(2, 2)))).eval()
     random_offsets(maps)
-    traced = torch.jit.trace(maps, torch.rand(1, 3, 64, 96))
+    traced = torch.jit.trace(maps, torch.rand(1, 3, 64, 96), check_trace=False)
     image = torch.rand(2, 3, 96, 70)
     for found, expected in zip(traced(image), maps(image), strict=True):
         assert_close(found, expected)
