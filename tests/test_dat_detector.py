@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from detectron2_ddetr import Checkpointer
+from detectron2_ddetr.analysis.counts import Network, count, count_by_fvcore, model_on_meta
 from detectron2_ddetr.backbones import dat
 from detectron2_ddetr.backbones.dat import DATBackbone, DATClassifier
 from detectron2_ddetr.checkpoint.dat import convert_dat
@@ -178,6 +179,15 @@ def test_export():
     assert bags == [True, False]
     for each in (program, gathered):
         assert_close(dict(each.module()(image)), backbone(image))
+
+
+def test_the_counters_agree():
+    """The biases of deformed keys are read, whichever way they are: no products of the network."""
+    network, size = Network(build_model(cfg())), (96, 140)
+    found = count_by_fvcore(network, network.image(size))
+    products = ("conv", "linear", "matmul", "ms_deform_attn", "scaled_dot_product_attention")
+    expected = sum(found[name] for name in products)
+    assert count(model_on_meta(cfg()), size)[-1].macs == pytest.approx(expected, rel=1e-3)
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
 
 def attend_at_once(q: Tensor, k: Tensor, v: Tensor, bias: Bias, dropout: nn.Module) -> Tensor:
     """
-    :func:`attend` as its formula: for programs, which have no loops of unknown length, and where
-    weights are dropped.
+    :func:`attend` as its formula: for programs, which have no loops of unknown length, for those
+    who count products, and where weights are dropped.
     """
     weights = dropout(softmax_weights(q, k, bias)).to(v.dtype)
     return (weights.transpose(2, 3) @ v).transpose(1, 2).flatten(2)

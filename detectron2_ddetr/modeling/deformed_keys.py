@@ -11,6 +11,7 @@ from .bilinear import sample_rows
 from .channels_last import ChannelNorm, Pointwise, depthwise
 from .position_bias import AbsoluteBias, RelativeBias
 from .precision import at_least_float32
+from .tracing import is_recorded
 
 
 class Deformation(NamedTuple):
@@ -104,7 +105,7 @@ class DeformedKeyAttention(nn.Module):
         positions = self.deformation(q).positions.flatten(2, 3)
         operands = self._operands(x, q, positions)
         drops = self.training and self.attn_drop.p > 0
-        if drops or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if drops or is_recorded(x):
             out = attend_at_once(*operands, self.attn_drop)
         else:
             out = attend(*operands)

@@ -45,6 +45,7 @@ class RelativeBias(NamedTuple):
         return found.permute(0, 1, 4, 2, 3, 5).flatten(4).flatten(1, 2)
 
     def by_head(self) -> "BiasProduct":
+        """What is added to a head at a time, and has its gradients."""
         axes = zip((self.rows, self.columns), self.table.shape[1:])
         factors = (interpolation(index.transpose(0, 1).flatten(1, 2), size) for index, size in axes)
         return BiasProduct(at_least_float32(self.table), *factors)
@@ -99,9 +100,11 @@ class AbsoluteBias(NamedTuple):
         return cls(stretched[0].transpose(1, 2))
 
     def whole(self) -> Tensor:
+        """(M, K, H * W)."""
         return self.table
 
     def by_head(self) -> "AbsoluteBias":
+        """Itself."""
         return self
 
     def add_to(self, logits: Tensor, head: int) -> None:
