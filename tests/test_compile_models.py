@@ -16,6 +16,10 @@ from .modeling_cases import HEADS, randomise, small_features, small_head
 from .test_deform_attn_compile import DYNAMIC, fresh_compiler, operators  # noqa: F401
 from .test_meta_arch import build_tiny_backbone  # noqa: F401  registers it
 
+#: And how many levels, last.
+TINY_BACKBONE = ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
+TINY_BACKBONE += ["MODEL.DETR.IN_FEATURES", ["coarse"], "MODEL.DETR.NUM_FEATURE_LEVELS"]
+
 
 class Outputs(nn.Module):
     """Logits and boxes of a head that gets features, or of a whole model that gets images."""
@@ -64,7 +68,7 @@ def test_compiled_head():
 
 def test_compiled_model():
     """From the batch of images to the predictions of all layers, as training calls it."""
-    model = build_model(small_cfg(config=FAMILY["two_stage"])).eval()
+    model = build_model(small_cfg(*TINY_BACKBONE, 2, config=FAMILY["two_stage"])).eval()
     randomise(model.head, std=0.1)
     images = [{"image": 255 * torch.rand(3, h, w)} for h, w in ((72, 104), (61, 83))]
     images = model.preprocess_image(images)
@@ -93,9 +97,7 @@ def exported(variant):
     """
     layers = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2]
     if variant not in ("single_scale_dc5", "detr"):
-        layers += ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
-        layers += ["MODEL.DETR.IN_FEATURES", ["coarse"], "MODEL.DETR.NUM_FEATURE_LEVELS"]
-        layers += [1 if variant == "single_scale" else 2]
+        layers += [*TINY_BACKBONE, 1 if variant == "single_scale" else 2]
     model = build_model(small_cfg(*layers, config=FAMILY[variant])).eval()
     randomise(model.head, std=0.1)
     whole = Outputs(model.head, model.backbone, model.in_features)
