@@ -48,7 +48,7 @@ class _Attention(torch.autograd.Function):
     """
     The weights of a head are exp(logits - m) / s, with m and s for each query. Divided by s are
     not they, but what they are multiplied with; and of what reaches the logits, w (d - sum(w d)),
-    the sum is that of the output times its gradient (https://arxiv.org/abs/2205.14135, Sec. B.4).
+    the sum is that of the output times its gradient (https://arxiv.org/abs/2205.14135, App. B).
     """
 
     @staticmethod

@@ -12,7 +12,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """It would reach the matrix products within. "meta" knows none."""
+    """An autocast around the caller's would reach the matrix products within. "meta" knows none."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
