@@ -265,8 +265,7 @@ def test_dropped_weights():
     assert_close(module.eval()(x), expected)
     torch.manual_seed(0)
     mean = torch.stack([module.train()(x) for _ in range(2000)]).mean(0)
-    assert not torch.equal(module(x), expected)
-    assert (mean - expected).abs().max() < 0.1 * expected.abs().max()
+    assert 0 < (mean - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_map_of_one_cell():
