@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from detectron2_ddetr.backbones import unread
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 DATA = ROOT / "datasets" / "bccd"
@@ -36,6 +38,25 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU, none is visible"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tried_once():
+    """Which parameters of a backbone are unread is asked once for all that are built alike."""
+    found, find = {}, unread.unread_parameters
+
+    def remember(backbone, names, image):
+        if type(backbone).__module__.startswith("tests."):  # of which one may do as it likes
+            return find(backbone, names, image)
+        trained = [name for name, x in backbone.named_parameters() if x.requires_grad]
+        key = repr((backbone, list(names), image.shape, trained))
+        if key not in found:
+            found[key] = find(backbone, names, image)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unread, "unread_parameters", remember)
+        yield
 
 
 def pytest_report_header():

@@ -23,19 +23,16 @@ class _Gradients(nn.Module):
             loss.backward()
 
 
-def freeze_unread(backbone: nn.Module, names: Sequence[str], image: Tensor) -> None:
+def unread_parameters(backbone: nn.Module, names: Sequence[str], image: Tensor) -> list[str]:
     """
-    Freezes the parameters that get no gradient: the outputs of a feature pyramid for levels that
-    nobody reads, the last stage of a ResNet whose map is not read.
-
-    Processes that train together wait for the gradient of every parameter that is not frozen, and
-    the optimiser keeps a state of each. Which get none is tried on the device "meta", where
-    nothing is computed and nothing is changed.
+    Which parameters get no gradient. It is tried on the device "meta", where nothing is computed
+    and nothing is changed.
 
     Args:
-        backbone: its modules that own such a parameter get `is_unread` = True.
-        names: of the maps that are read.
-        image: (1, C, H, W) on "meta", of a size that the backbone takes.
+        backbone, names, image: as of :func:`freeze_unread`.
+
+    Raises:
+        RuntimeError: torch's, of what "meta" cannot do.
     """
     probe = _Gradients(backbone, names)
     tensors = {
@@ -47,30 +44,47 @@ def freeze_unread(backbone: nn.Module, names: Sequence[str], image: Tensor) -> N
     try:
         probe.eval()
         torch.func.functional_call(probe, tensors, (image,))
-    except RuntimeError as error:  # torch's of what "meta" cannot do
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return [
+        name
+        for name, x in backbone.named_parameters()
+        if x.requires_grad and tensors[f"backbone.{name}"].grad is None
+    ]
+
+
+def freeze_unread(backbone: nn.Module, names: Sequence[str], image: Tensor) -> None:
+    """
+    Freezes the parameters that get no gradient: the outputs of a feature pyramid for levels that
+    nobody reads, the last stage of a ResNet whose map is not read.
+
+    Processes that train together wait for the gradient of every parameter that is not frozen, and
+    the optimiser keeps a state of each.
+
+    Args:
+        backbone: its modules that own such a parameter get `is_unread` = True.
+        names: of the maps that are read.
+        image: (1, C, H, W) on "meta", of a size that the backbone takes.
+    """
+    try:
+        unread = unread_parameters(backbone, names, image)
+    except RuntimeError as error:
         logger.warning(
             "which parameters of the backbone get no gradient cannot be found out, since it does "
             'not run on the device "meta": %s',
             str(error).partition("\n")[0],
         )
         return
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    unread = [
-        name
-        for name, x in probe.named_parameters()
-        if x.requires_grad and tensors[name].grad is None
-    ]
     for name in unread:
         owner, _, parameter = name.rpartition(".")
-        module = probe.get_submodule(owner)
+        module = backbone.get_submodule(owner)
         module.get_parameter(parameter).requires_grad_(False)
         module.is_unread = True
     if unread:
         logger.info(
-            "%d parameters of the backbone are frozen, the first %s, since none of the maps %s "
-            "depends on them",
+            "%d parameters of the backbone are frozen, the first backbone.%s, since none of the maps "
+            "%s depends on them",
             len(unread),
             unread[0],
             list(names),
