@@ -32,7 +32,7 @@ def python(*words, cwd=None, timeout=300):
     What `OMP_NUM_THREADS=1 python *words` does, in the environment of this process.
 
     Args:
-        words: a script or `-m` and a module, and their arguments.
+        words: a script, `-m` and a module or `-c` and code, and their arguments.
         cwd: folder; default: the one of this process.
         timeout: seconds.
 
@@ -68,10 +68,14 @@ def _run(words, cwd, environment, log):
     # The processes of a training, which would import once more.
     start = torch.multiprocessing.start_processes
     torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")
-    script = words[0] != "-m"
-    sys.argv = words[not script :]
-    if script:
-        sys.path.insert(0, os.path.dirname(words[0]))
-        runpy.run_path(words[0], run_name="__main__")
+    option, *rest = words if words[0] in ("-m", "-c") else (None, *words)
+    sys.argv = rest
+    if option == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif option == "-c":
+        sys.argv = [option, *rest[1:]]
+        sys.path.insert(0, "")
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        sys.path.insert(0, os.path.dirname(rest[0]))
+        runpy.run_path(rest[0], run_name="__main__")

@@ -1,9 +1,7 @@
 """tools/benchmark_op.py: what is timed agrees, and the costs are those of a calculation by hand."""
 
 import importlib
-import os
 import re
-import subprocess
 import sys
 import types
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from .conftest import ROOT
+from .fork_server import python
 
 TINY = ["--levels", "6x8", "3x4", "--repeat", "3", "--turn", "0.002"]
 
@@ -36,17 +35,11 @@ def spread(cell):
 def test_the_table():
     """As users run it: a row for each entry and other, and the line that explains them."""
     others = ["grid_sample", "fallback"]
-    command = [sys.executable, "tools/benchmark_op.py", *TINY, "--other", *others]
-    command += ["--batch-size", "2", "--dtype", "bfloat16", "--pass", "forward+backward"]
-    run = subprocess.run(
-        [*command, "--threads", "1"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    header, *body = rows(run.stdout)
+    words = [*TINY, "--other", *others, "--batch-size", 2, "--dtype", "bfloat16", "--threads", 1]
+    tool = ROOT / "tools" / "benchmark_op.py"
+    status, log = python(tool, *words, "--pass", "forward+backward")
+    assert status == 0, log
+    header, *body = rows(log)
     assert len(body) == 2 * 2
     assert len({tuple(row[1:5]) for row in body}) == len(body)
     for row in body:
@@ -58,11 +51,11 @@ def test_the_table():
         roof, share = float(row[12]), float(row[13].removesuffix(" %"))
         expected = 100 * roof / ours[0]  # of three digits each; the share is a whole number
         assert share == pytest.approx(expected, abs=0.5 + 0.02 * expected)
-    line = next(line for line in run.stdout.splitlines() if line.startswith("3 turns"))
+    line = next(line for line in log.splitlines() if line.startswith("3 turns"))
     for part in (torch.__version__, "1 threads", "GB/s", "GFLOP/s", "load", "ours: "):
         assert part in line
-    assert "detectron2_ddetr" in run.stdout  # the versions
-    assert "timing custom, bfloat16, fused, forward+backward, fallback" in run.stderr
+    assert "detectron2_ddetr" in log  # the versions
+    assert "timing custom, bfloat16, fused, forward+backward, fallback" in log
 
 
 def test_costs_are_those_calculated_by_hand(benchmark_op, capsys):

@@ -1,8 +1,6 @@
 """Writing checkpoints: a file is complete or not there, whatever ends the process."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 from detectron2_ddetr import Checkpointer
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file, save_atomically
 
-from .conftest import ROOT
+from .fork_server import python
 from .test_checkpoint import build, same, snapshot
 
 
@@ -82,14 +80,8 @@ assert found == sorted(found) and found[-1] > 2, found
 
 def test_a_killed_process_leaves_a_loadable_file(tmp_path):
     """SIGKILL at any moment of a loop of saves."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / "model.pth")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    status, log = python("-c", KILLED, tmp_path / "model.pth")
+    assert status == 0, log
 
 
 def test_only_processes_that_may_write_do(tmp_path):

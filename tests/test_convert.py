@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,7 +19,8 @@ from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
 
 from . import golden_cases as golden
-from .conftest import CONFIGS, ROOT, VARIANTS
+from .conftest import CONFIGS, VARIANTS
+from .fork_server import python
 
 KEY_COUNTS = {
     "single_scale": 549,
@@ -234,22 +233,9 @@ def official_file(path, variant):
 def test_command_line(tmp_path):
     """Parity H60: a file with an argparse.Namespace; the result loads into the shipped config."""
     official_file(tmp_path / "official.pth", "two_stage")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "detectron2_ddetr.cli",
-            "convert",
-            "official.pth",
-            "converted.pth",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    report = result.stdout + result.stderr
+    words = ["-m", "detectron2_ddetr.cli", "convert", "official.pth", "converted.pth"]
+    status, report = python(*words, cwd=tmp_path)
+    assert status == 0, report
     for words in (
         "official.pth: a checkpoint of the official code",
         "config: deformable_detr_R_50_two_stage_50ep.yaml\n        MODEL.DETR.NUM_CLASSES 91\n",

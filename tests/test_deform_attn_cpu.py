@@ -1,6 +1,5 @@
 """The compiled CPU kernels: any threads, processor and process, and arguments nobody checked."""
 
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from .conftest import ROOT
+from .fork_server import python
 from .op_cases import OPS, coordinate_dtype, make_problem, needs_kernels
 
 entries = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
@@ -66,15 +66,6 @@ def test_thread_counts(fused, dtype):
     assert_close(results[0][0].double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
-def python(script, *arguments, **environment):
-    """Runs a script in a process of its own; what it says on either stream, and its status."""
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 VARIANT_SCRIPT = """
 import sys, torch
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
@@ -95,15 +86,16 @@ torch.save(results, sys.argv[1])
 
 
 @needs_kernels
-def test_instruction_sets(tmp_path):
+def test_instruction_sets(tmp_path, monkeypatch):
     """Those that this processor has differ in the order of sums and in fused roundings alone."""
     results = {}
     for name in ("portable", "avx2", "avx512"):
-        run = python(VARIANT_SCRIPT, tmp_path / name, DDETR_CPU_KERNELS=name)
-        if run.returncode != 0:  # this processor lacks it; none lacks the portable ones
-            assert name != "portable" and "which is not among the kernels" in run.stderr, run.stderr
+        monkeypatch.setenv("DDETR_CPU_KERNELS", name)
+        status, log = python("-c", VARIANT_SCRIPT, tmp_path / name, cwd=ROOT)
+        if status != 0:  # this processor lacks it; none lacks the portable ones
+            assert name != "portable" and "which is not among the kernels" in log, log
             continue
-        assert run.stdout.split()[-1] == name
+        assert log.split()[-1] == name
         results[name] = torch.load(tmp_path / name)
     for case, tensors in results.pop("portable").items():
         for name, others in results.items():
@@ -119,15 +111,14 @@ def test_instruction_sets(tmp_path):
 
 
 @needs_kernels
-def test_unknown_instruction_set():
+def test_unknown_instruction_set(monkeypatch):
     """A name that is none is an error that says the choices, not a slower run."""
-    run = python(
-        "import torch, detectron2_ddetr.modeling; torch.ops.detectron2_ddetr.cpu_kernels()",
-        DDETR_CPU_KERNELS="sse9",
-    )
-    assert run.returncode != 0
+    monkeypatch.setenv("DDETR_CPU_KERNELS", "sse9")
+    code = "import torch, detectron2_ddetr.modeling; torch.ops.detectron2_ddetr.cpu_kernels()"
+    status, log = python("-c", code, cwd=ROOT)
+    assert status != 0
     for word in ("DDETR_CPU_KERNELS", "sse9", "avx512", "avx2", "portable"):
-        assert word in run.stderr
+        assert word in log
 
 
 WITHOUT_KERNELS_SCRIPT = """
@@ -155,7 +146,9 @@ print("done")
 
 def test_without_the_compiled_module():
     """Where nothing was built the same calls give the same results, and it is said why."""
-    run = python(WITHOUT_KERNELS_SCRIPT)
+    # Of a process that has not loaded it yet.
+    command = [sys.executable, "-c", WITHOUT_KERNELS_SCRIPT]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0 and run.stdout.split()[-1] == "done", run.stderr
 
 

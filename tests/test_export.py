@@ -51,7 +51,7 @@ def needs(format):
     ],
 )
 def test_file(variant, format, size, tmp_path):
-    """It is what the model is, says so in its report, and predicts with the names of classes."""
+    """It is what the model is, and says so in its report."""
     needs(format)
     report, path = export(variant, format, tmp_path, size=size)
     found = report["check"]
@@ -64,6 +64,13 @@ def test_file(variant, format, size, tmp_path):
         Path(path).name,
         Path(path).name + ".json",
     ]
+
+
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_predictor_of_a_file(format, tmp_path):
+    """It predicts with the names of classes."""
+    needs(format)
+    _, path = export("single_scale", format, tmp_path)
     predictor = load_predictor(path, classes=["white"], score_threshold=0.0)
     assert (predictor.class_names, predictor.category_ids) == (NAMES, IDS)
     plain = predictor.plain(CELLS[0])
@@ -84,8 +91,8 @@ def test_batches_of_a_program(format, tmp_path):
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_precision(precision, tmp_path):
     """Weights are of 16 bits, boxes and scores are not; the AP of both is in the report."""
-    report, path = export("single_scale", "torchscript", tmp_path, precision=precision)
-    whole, _ = export("single_scale", "torchscript", _made(tmp_path / "whole"))
+    report, path = export("multi_scale", "torchscript", tmp_path, precision=precision)
+    whole, _ = export("multi_scale", "torchscript", _made(tmp_path / "whole"))
     assert report["bytes"] < 0.75 * whole["bytes"] and report["precision"] == precision
     assert report["check"]["largest_score_difference"] > 0
     instances = load_predictor(path)(CELLS[0])

@@ -12,6 +12,7 @@ from detectron2_ddetr.toolbox import build_model
 
 from .conftest import FAMILY, TWO_STAGE, small_cfg
 from .modeling_cases import randomise
+from .test_meta_arch import TINY_BACKBONE
 
 OTHERS = {
     "dcn": "deformable_detr/deformable_detr_R_50_dcnv2_50ep.yaml",
@@ -21,13 +22,18 @@ OTHERS = {
 
 @functools.cache
 def cfg_of(variant):
-    """One layer of the encoder, and two of the decoder; of several levels, two."""
+    """
+    One layer of the encoder, and two of the decoder; of several levels, two. That of a single level
+    has a backbone of two convolutions, for what every model would show.
+    """
     opts = ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.BACKBONE.FREEZE_AT", 0]
     opts += ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160]
     if variant == "dat":
         opts += ["MODEL.DAT.NAME", "DAT-XS"]
         opts += ["MODEL.DETR.IN_FEATURES", ["stride32"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
-    elif "single" not in variant and variant != "detr":
+    elif variant == "single_scale":
+        opts += [*TINY_BACKBONE, 1]
+    elif variant not in ("single_scale_dc5", "detr"):
         opts += ["MODEL.DETR.IN_FEATURES", ["res3"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
     return small_cfg(*opts, config={**FAMILY, **OTHERS}[variant])
 

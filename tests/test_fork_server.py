@@ -20,16 +20,16 @@ exec(sys.argv[1])
     "ending",
     ["pass", "sys.exit(3)", "sys.exit('said')", "1 / 0", "os.kill(os.getpid(), signal.SIGKILL)"],
 )
-def test_like_a_process(ending, tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", [["script.py"], ["-c", SCRIPT]], ids=["script", "code"])
+def test_like_a_process(words, ending, tmp_path, monkeypatch):
     """Arguments, folder, environment, both streams and how it ends."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setenv("DDETR_OF_A_TEST", ending)
     done = subprocess.run(
-        [sys.executable, script, ending, "2"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        [sys.executable, *words, ending, "2"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    status, log = python(script, ending, 2, cwd=tmp_path)
+    status, log = python(*words, ending, 2, cwd=tmp_path)
     assert status == done.returncode
     assert log.splitlines()[:2] == done.stdout.splitlines()[:2]
     assert log.splitlines()[-1] == done.stdout.splitlines()[-1]  # of a traceback, the error

@@ -50,6 +50,11 @@ def build_tiny_backbone(cfg, input_shape):
     return TinyBackbone(size_divisibility=24)
 
 
+#: And how many levels, last.
+TINY_BACKBONE = ["MODEL.BACKBONE.NAME", "build_tiny_backbone"]
+TINY_BACKBONE += ["MODEL.DETR.IN_FEATURES", ["coarse"], "MODEL.DETR.NUM_FEATURE_LEVELS"]
+
+
 class FixedHead(nn.Module):
     """Says what it was given; for every image the same queries."""
 
