@@ -27,6 +27,13 @@ def two_processes(function, *args):
     start(function, args, nprocs=2, start_method="forkserver")
 
 
+def fork_ranks(monkeypatch):
+    """What starts the processes of a training forks them."""
+    start = torch.multiprocessing.start_processes
+    forks = functools.partial(start, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", forks)
+
+
 def python(*words, cwd=None, timeout=300):
     """
     What `OMP_NUM_THREADS=1 python *words` does, in the environment of this process.

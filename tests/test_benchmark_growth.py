@@ -12,6 +12,7 @@ from detectron2_ddetr.measuring import power
 from detectron2_ddetr.visualization.growth import draw_growth
 
 from .conftest import ROOT
+from .fork_server import fork_ranks
 from .test_benchmark import COMMON, SMALL, rows
 
 
@@ -40,6 +41,7 @@ def test_power(exponent):
 def test_growth(tool, name, tmp_path, monkeypatch, capsys):
     """A row for each value, the power of what the rows say, and a figure."""
     growth = tool("benchmark_growth")
+    fork_ranks(monkeypatch)
     what = growth.AXES[name][0]
     monkeypatch.setitem(growth.AXES, name, (what, (1, 2)))
     growth.main([

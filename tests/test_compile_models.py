@@ -1,4 +1,4 @@
-"""Heads and whole models under `torch.compile` and `torch.export`, and without the operator."""
+"""Whole models under `torch.compile` and `torch.export`, and without the operator."""
 
 import functools
 
@@ -12,7 +12,7 @@ from detectron2_ddetr.modeling import GRID_SAMPLE_DECOMPOSITIONS
 from detectron2_ddetr.toolbox import build_model
 
 from .conftest import FAMILY, VARIANTS, small_cfg
-from .modeling_cases import HEADS, randomise, small_features, small_head
+from .modeling_cases import randomise
 from .test_deform_attn_compile import DYNAMIC, fresh_compiler, operators  # noqa: F401
 from .test_meta_arch import TINY_BACKBONE
 
@@ -43,27 +43,11 @@ def image_batch(*sizes):
     return torch.randn(len(sizes), 3, height, width, generator=generator), mask
 
 
-def test_compiled_head():
-    """
-    Encoder, decoder and heads, forward and backward, without a break. Of the other heads see
-    `test_compiled_model` and `test_exported_model`.
-    """
-    head = randomise(small_head(**HEADS["refine"]), std=0.1)
-    model = Outputs(head)
-    args = small_features(4)
-    results = []
-    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        logits, boxes = call(*args)
-        (logits.square().sum() + boxes.square().sum()).backward()
-        results.append([logits, boxes] + [p.grad for p in model.parameters() if p.grad is not None])
-    assert len(results[0]) == len(results[1])
-    for a, b in zip(*results):
-        assert_close(a, b)
-
-
 def test_compiled_model():
-    """From the batch of images to the predictions of all layers, as training calls it."""
+    """
+    From the batch of images to the predictions of all layers, as training calls it, forward and
+    backward, without a break.
+    """
     model = build_model(small_cfg(*TINY_BACKBONE, 2, config=FAMILY["two_stage"])).eval()
     randomise(model.head, std=0.1)
     images = [{"image": 255 * torch.rand(3, h, w)} for h, w in ((72, 104), (61, 83))]

@@ -14,6 +14,8 @@ from detectron2_ddetr.host import comm, data, engine, evaluation, hooks, logger
 from detectron2_ddetr.host.checkpoint import DetectionCheckpointer
 from detectron2_ddetr.host.config import get_cfg
 
+from .fork_server import fork_ranks
+
 
 def test_metrics_file(tmp_path):
     path = tmp_path / "metrics.json"
@@ -188,6 +190,7 @@ def _distributed(output_dir: str) -> None:
 
 def test_two_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fork_ranks(monkeypatch)
     engine.launch(_distributed, 2, dist_url="auto", args=(str(tmp_path),))
     results = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     assert results == [[[0, 1], 1, 0, True], [[0, 1], 1, 1, True]]
