@@ -39,10 +39,12 @@ class MSDeformAttn(nn.Module):
 
     def reset_parameters(self) -> None:
         """Head m looks along 2 pi m / M of a square, point k at distance k + 1 (Sec. A.4)."""
-        theta = torch.arange(self.n_heads, dtype=torch.float32) * (2.0 * math.pi / self.n_heads)
+        # On the CPU also where the weights are on "meta", which takes many times as long.
+        numbers = {"dtype": torch.float32, "device": "cpu"}
+        theta = torch.arange(self.n_heads, **numbers) * (2.0 * math.pi / self.n_heads)
         direction = torch.stack((theta.cos(), theta.sin()), dim=-1)  # (M, 2), (x, y)
         direction = direction / direction.abs().max(-1, keepdim=True).values
-        distance = torch.arange(1, self.n_points + 1, dtype=torch.float32)
+        distance = torch.arange(1, self.n_points + 1, **numbers)
         bias = direction[:, None, None, :] * distance[:, None]  # (M, 1, P, 2)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.n_levels, -1, -1).flatten())
