@@ -83,8 +83,8 @@ def freeze_unread(backbone: nn.Module, names: Sequence[str], image: Tensor) -> N
         module.is_unread = True
     if unread:
         logger.info(
-            "%d parameters of the backbone are frozen, the first backbone.%s, since none of the maps "
-            "%s depends on them",
+            "%d parameters of the backbone are frozen, the first backbone.%s, since none of the "
+            "maps %s depends on them",
             len(unread),
             unread[0],
             list(names),
