@@ -90,7 +90,7 @@ def test_batches_of_a_program(format, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_precision(precision, tmp_path):
-    """Weights are of 16 bits, boxes and scores are not; the AP of both is in the report."""
+    """Weights are of 16 bits, boxes and scores are not."""
     report, path = export("multi_scale", "torchscript", tmp_path, precision=precision)
     whole, _ = export("multi_scale", "torchscript", _made(tmp_path / "whole"))
     assert report["bytes"] < 0.75 * whole["bytes"] and report["precision"] == precision
