@@ -69,11 +69,16 @@ def test_thread_counts(fused, dtype):
 VARIANT_SCRIPT = """
 import sys, torch
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
+from detectron2_ddetr.modeling.ops.scale_kept import scale_kept
 from tests.op_cases import OPS, make_problem
 torch.manual_seed(0)
 drawn = bernoulli((5001,), 0.3)
 torch.manual_seed(0)
 assert torch.equal(drawn, torch.empty(5001).bernoulli_(0.3).bool())
+for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    x = torch.randn(5001).to(dtype)
+    scaled = scale_kept(x, drawn, 1.25, torch.empty_like(x))
+    assert torch.equal(scaled, torch.where(drawn, x, 0) * 1.25)
 results = {}
 for fused in (False, True):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):

@@ -1,15 +1,19 @@
 """Dropout beside PyTorch's own: the same numbers dropped, the same generator afterwards."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from detectron2_ddetr.modeling.dropout import Dropout
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
+from detectron2_ddetr.modeling.ops.scale_kept import scale_kept
 
 from .op_cases import needs_kernels
 
 OPS = torch.ops.detectron2_ddetr
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("probability", [0.0, 1e-9, 0.1, 0.5, 0.9, 1 - 2**-53, 1.0])
@@ -30,6 +34,27 @@ def test_draws(probability, drawn_before):
         torch.set_rng_state(start)
         assert torch.equal(bernoulli((count,), probability), expected)
         assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_scale_kept(dtype):
+    """To the bit what PyTorch's `where` and product give, of any length, in place and beside."""
+    random = torch.Generator().manual_seed(2)
+    for count in (0, 1, 15, 16, 17, 333, 70001):
+        x = torch.randn(count, generator=random).to(dtype)
+        kept = torch.rand(count, generator=random) < 0.6
+        x[::7], x[3::11], x[5::13] = math.inf, math.nan, -0.0
+        for scale in (1.25, 1 / 0.9, 1e-3):
+            expected = torch.where(kept, x, 0).mul(scale)
+            result = torch.full_like(x, 3)
+            assert scale_kept(x, kept, scale, result) is result
+            torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(
+                result.signbit()[~result.isnan()], expected.signbit()[~result.isnan()]
+            )
+            again = x.clone()
+            scale_kept(again, kept, scale, again)
+            torch.testing.assert_close(again, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -107,3 +132,20 @@ def test_refused():
     for probability in (-0.1, 1.1, float("nan")):
         with pytest.raises(RuntimeError, match="probability"):
             OPS.bernoulli_(state, result, probability)
+
+
+@needs_kernels
+def test_scale_kept_refuses():
+    """Another type, another size, and what does not lie in order, which it would read past."""
+    x, kept = torch.randn(6), torch.ones(6, dtype=torch.bool)
+    for wrong, word in [
+        ((x, kept.byte(), x), "bool"),
+        ((x, kept, x.double()), "one type"),
+        ((x, kept[:5], x), "one size"),
+        ((x[:5], kept, x), "one size"),
+        ((x, kept, torch.empty(12)[::2]), "contiguous"),
+        ((x.int(), kept, x.int()), "floating point"),
+    ]:
+        values, mask, result = wrong
+        with pytest.raises(RuntimeError, match=word):
+            OPS.scale_kept(values, mask, 1.25, result)

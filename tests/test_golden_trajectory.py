@@ -1,7 +1,7 @@
 """
-The first 20 iterations of the quick start are those on record: whoever changes what a training
-computes says so, in the README's list of changes, and records them anew with
-`python -m tests.test_golden_trajectory`.
+Ten iterations of the quick start, from the weights of the package, are those on record: whoever
+changes what a training computes says so, in the README's list of changes, and records them anew
+with `python -m tests.test_golden_trajectory`.
 """
 
 import json
@@ -17,15 +17,17 @@ from detectron2_ddetr.engine.trainer import Trainer
 from .conftest import CONFIGS, ROOT
 
 RECORD = ROOT / "tests" / "golden" / "trajectory_quick_start.json"
-ITERATIONS = 20
+ITERATIONS = 10
 
 
 def trajectory(folder):
     """The losses of each iteration, in float64: roundings of float32 soon choose other matches."""
     opts = ["DATASETS.TEST", (), "OUTPUT_DIR", str(folder), "SEED", 7]
-    torch.manual_seed(7)  # the first weights
+    opts += ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_BATCH", 2]  # eight take longer
+    # What is drawn anew differs by 1e-7 between processors, and decides near ties.
+    opts += ["MODEL.WEIGHTS", "package://detectron2_ddetr/model_zoo/weights/quick_start.pth"]
     trainer = Trainer(load_config(str(CONFIGS / "quick_start.yaml"), opts))
-    trainer.max_iter = ITERATIONS  # of a schedule of 600: that of 20 would never leave its warm-up
+    trainer.max_iter = ITERATIONS  # of a schedule of 840: that of 10 would never leave its warm-up
     rows, write = [], trainer._trainer._write_metrics
 
     def record(losses, data_time):
@@ -44,22 +46,17 @@ def trajectory(folder):
     return rows
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
-    reason="without AVX2 torch draws other first weights",
-)
 def test_the_trajectory_is_the_one_on_record(tmp_path, monkeypatch):
     """
-    A rate that is 2 % higher changes losses by 1e-4 in the second iteration, then by 1e-2. From
-    iteration 13 on another processor gives other losses, equal to six digits before.
+    A rate that is 2 % higher changes losses by 3e-5 in the second iteration, by 1e-2 in the fourth.
+    Vectors of another width change them by 2e-7, until near ties are matched in another way.
     """
     monkeypatch.chdir(ROOT)
     expected = json.loads(RECORD.read_text())
     found = trajectory(tmp_path)
     assert len(found) == len(expected) == ITERATIONS
     for iteration, (row, wanted) in enumerate(zip(found, expected)):
-        tolerance = 1e-5 if iteration <= 12 else 0.1  # 0.05 between AVX2 and AVX-512
-        assert row == pytest.approx(wanted, rel=tolerance, abs=1e-5), iteration
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-5), iteration
 
 
 if __name__ == "__main__":

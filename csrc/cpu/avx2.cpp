@@ -21,7 +21,7 @@
 #include "kernels.h"
 namespace ddetr {
 const Kernels avx2_kernels = {"avx2", run_forward, run_softmax, run_backward, run_finish,
-                              run_bernoulli};
+                              run_bernoulli, run_scale_kept};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

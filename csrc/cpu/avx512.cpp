@@ -22,7 +22,7 @@
 #include "kernels.h"
 namespace ddetr {
 const Kernels avx512_kernels = {"avx512", run_forward, run_softmax, run_backward, run_finish,
-                                run_bernoulli};
+                                run_bernoulli, run_scale_kept};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "bernoulli.h"
 #include "forward.h"
+#include "scale_kept.h"
 
 namespace ddetr {
 namespace {
@@ -15,6 +16,17 @@ inline void with_point_type(const Problem& p, Run run) {
     run(T{}, T{});
   else
     run(T{}, Sum<T>{});
+}
+
+// Calls `run(T)`.
+template <class Run>
+inline void with_type(Dtype type, Run run) {
+  switch (type) {
+    case Dtype::kDouble: return run(double{});
+    case Dtype::kFloat: return run(float{});
+    case Dtype::kHalf: return run(Half{});
+    case Dtype::kBFloat16: return run(BFloat16{});
+  }
 }
 
 template <class Run>
@@ -49,6 +61,15 @@ void run_backward(const Problem& p, const Gradients& grads, int64_t image, int64
 
 void run_finish(const Problem& p, const Gradients& grads, int64_t first, int64_t last) {
   with_types(p, [&](auto t, auto o) { finish<decltype(t), decltype(o)>(p, grads, first, last); });
+}
+
+void run_scale_kept(Dtype type, const void* x, const bool* kept, double scale, void* result,
+                    int64_t first, int64_t last) {
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    scale_kept(static_cast<const T*>(x) + first, kept + first, static_cast<Sum<T>>(scale),
+               static_cast<T*>(result) + first, last - first);
+  });
 }
 
 }  // namespace

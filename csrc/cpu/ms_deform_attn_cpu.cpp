@@ -14,19 +14,10 @@
 
 #include "../checks.h"
 #include "chosen_kernels.h"
+#include "dtype.h"
 
 namespace ddetr {
 namespace {
-
-Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double: return Dtype::kDouble;
-    case ScalarType::Float: return Dtype::kFloat;
-    case ScalarType::Half: return Dtype::kHalf;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: STD_TORCH_CHECK(false, "values must be floating point of 16, 32 or 64 bits");
-  }
-}
 
 // Calls f(first, last) on parts of [0, count). Threads take parts as they become free, so that none
 // waits for one that another program has slowed down; who takes what changes no result.

@@ -4,5 +4,5 @@
 
 namespace ddetr {
 const Kernels portable_kernels = {"portable", run_forward, run_softmax, run_backward, run_finish,
-                                  run_bernoulli};
+                                  run_bernoulli, run_scale_kept};
 }

@@ -70,6 +70,9 @@ struct Kernels {
   void (*finish)(const Problem&, const Gradients&, int64_t first_query, int64_t last_query);
   // Whether each of `count` draws of 53 bits is below the threshold.
   void (*bernoulli)(Twister&, bool* result, int64_t count, uint64_t threshold);
+  // x * scale where kept, else 0, of elements first to last; the result may be x.
+  void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, void* result,
+                     int64_t first, int64_t last);
 };
 
 extern const Kernels portable_kernels;

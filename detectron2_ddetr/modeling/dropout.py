@@ -8,21 +8,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .ops.bernoulli import bernoulli
+from .ops.scale_kept import scale_kept
 
 
 class Dropout(nn.Dropout):
     """
     :class:`torch.nn.Dropout`; with the same state of the generator it drops the same numbers.
 
-    On CPUs the mask is drawn faster, and takes a byte a number where it is kept.
+    On CPUs the mask is drawn and applied faster, and takes a byte a number where it is kept.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> the same."""
         if not self._draws(x):
             return super().forward(x)
-        kept = bernoulli(x.shape, 1 - self.p)
-        return torch.where(kept, x, 0).mul_(1 / (1 - self.p))
+        return _Dropout.apply(x, self.p)
 
     def of_relu_(self, x: Tensor) -> Tensor:
         """
@@ -41,11 +41,25 @@ class Dropout(nn.Dropout):
         return x.device.type == "cpu" and x.is_contiguous()
 
 
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        kept, ctx.scale = bernoulli(x.shape, 1 - p), 1 / (1 - p)
+        ctx.save_for_backward(kept)
+        return scale_kept(x, kept, ctx.scale, torch.empty_like(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        return scale_kept(grad, kept, ctx.scale, torch.empty_like(grad)), None
+
+
 class _DropoutOfReLU(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, p: float) -> Tensor:
-        kept = bernoulli(x.shape, 1 - p)
-        return torch.where(kept, x.relu_(), x.new_zeros(()), out=x).mul_(1 / (1 - p))
+        return scale_kept(x.relu_(), bernoulli(x.shape, 1 - p), 1 / (1 - p), result=x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:

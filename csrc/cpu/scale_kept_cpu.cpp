@@ -1,0 +1,40 @@
+// The operator that detectron2_ddetr/modeling/ops/scale_kept.py defines.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "chosen_kernels.h"
+#include "dtype.h"
+
+namespace ddetr {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kElementsPerThread = 1 << 15;  // for fewer, another thread is not worth waking
+
+void scale_kept(Tensor x, Tensor kept, double scale, Tensor result) {
+  STD_TORCH_CHECK(kept.scalar_type() == torch::headeronly::ScalarType::Bool,
+                  "scale_kept: kept must be bool");
+  STD_TORCH_CHECK(result.scalar_type() == x.scalar_type(),
+                  "scale_kept: x and result must be of one type");
+  STD_TORCH_CHECK(kept.numel() == x.numel() && result.numel() == x.numel(),
+                  "scale_kept: x, kept and result must be of one size");
+  STD_TORCH_CHECK(x.is_contiguous() && kept.is_contiguous() && result.is_contiguous(),
+                  "scale_kept: x, kept and result must be contiguous");
+  const Dtype type = dtype_of(x);
+  const void* const from = x.const_data_ptr();
+  void* const to = result.mutable_data_ptr();
+  const bool* const mask = kept.const_data_ptr<bool>();
+  torch::stable::parallel_for(0, x.numel(), kElementsPerThread, [&](int64_t first, int64_t last) {
+    chosen_kernels().scale_kept(type, from, mask, scale, to, first, last);
+  });
+}
+
+}  // namespace
+}  // namespace ddetr
+
+STABLE_TORCH_LIBRARY_IMPL(detectron2_ddetr, CPU, m) {
+  m.impl("scale_kept", TORCH_BOX(&ddetr::scale_kept));
+}
