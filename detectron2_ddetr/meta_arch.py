@@ -19,6 +19,7 @@ from .inference_form import inference_form
 from .inputs import check_detections, check_ground_truth, check_images, check_instances
 from .modeling import SetCriterion, box_xyxy_to_cxcywh, sigmoid_topk
 from .modeling.activation_checkpointing import blocks_of, checkpoint_activations
+from .narrow_maps import widen_narrow_maps
 from .stock_trainer import refuse_stock_optimizer
 from .toolbox import (
     BACKBONE_REGISTRY,
@@ -100,6 +101,7 @@ class SetDetector(nn.Module):
             images = self.pad([torch.empty(len(pixel_mean), 128, 128, device="meta")])
         freeze_unread(backbone, self.in_features, images.tensor)
         quicken_weight_gradients(self)
+        widen_narrow_maps(self)
         for part in activation_checkpointing:
             checkpoint_activations(self._layers_of(part))
         # So that weights are read alike whoever loads them, detectron2's checkpointer included.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.deformable_resnet import DeformConv2d
+from .narrow_maps import leaves_one_column
 from .toolbox import BasicBlock, BottleneckBlock
 
 _ops = torch.ops.mkldnn
@@ -61,12 +62,14 @@ class _OneDNNBlock(nn.Module):
     owns_input: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _takes(x, self.conv1.weight):
+        convolutions = [conv for name, conv in self.named_children() if name != "shortcut"]
+        narrow = any(leaves_one_column(conv, x) for conv in convolutions)
+        if narrow or not _takes(x, self.conv1.weight):
             return super().forward(x)
         # Autocast does not know the operators, and a sum of maps that lie in another order is none
         # of oneDNN's.
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
-        *first, last = (conv for name, conv in self.named_children() if name != "shortcut")
+        *first, last = convolutions
         out = x
         for conv in first:
             out = _ops._convolution_pointwise(out, *_arguments(conv), "relu", [], "")

@@ -42,7 +42,12 @@ def _forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if not _is_slow(conv, x):
         return type(conv).forward(conv, x)
     x = _Convolution.apply(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
-    for name in ("norm", "activation"):  # of detectron2's Conv2d, and of the host's
+    return after_convolution(conv, x)
+
+
+def after_convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a module does after its convolution gave `x`: detectron2's have a norm and a ReLU."""
+    for name in ("norm", "activation"):
         layer = getattr(conv, name, None)
         x = x if layer is None else layer(x)
     return x

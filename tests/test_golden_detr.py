@@ -15,9 +15,9 @@ from . import family_cases as family
 from . import golden_cases as golden
 from .conftest import CONFIGS
 
-#: Of gradient norms along a trajectory, by their README: those of DC5 grow apart in the authors'
-#: code too, with the number of threads.
-NORMS = {"detr": 2e-3, "detr_dc5": 2e-2}
+#: Of gradient norms, step by step: those of DC5 grow apart in the authors' code too, with the number
+#: of threads, by their README; and here, by 6 % in the third step, on another processor.
+NORMS = {"detr": [2e-3, 2e-3, 2e-3], "detr_dc5": [2e-3, 2e-2, 0.1]}
 
 
 class Run:
@@ -171,14 +171,15 @@ def test_trajectory(run, trained):
         assert group["weight_decay"] == case["config"]["optimizer"]["weight_decay"]
     assert [sizes[1e-4], sizes[1e-5]] == case["config"]["optimizer"]["group_numel"]
     parameters = [p for p in run.model.parameters() if p.requires_grad]
-    for loss_before, norm_before in zip(case["train_losses"], case["train_grad_norms"]):
+    expected = zip(case["train_losses"], case["train_grad_norms"], NORMS[run.system], strict=True)
+    for loss_before, norm_before, tolerance in expected:
         loss = sum(run.losses()[1].values())
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         optimizer.step()
         assert_close(loss.double(), loss_before, rtol=1e-3, atol=0)
-        assert_close(norm.double(), norm_before, rtol=NORMS[run.system], atol=0)
+        assert_close(norm.double(), norm_before, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ FLOORS = [
         "backbones",
         "stock_trainer",
         "counters",
+        "narrow_maps",
         "onednn",
         "weight_gradients",
     },

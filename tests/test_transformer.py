@@ -16,8 +16,8 @@ from detectron2_ddetr.modeling import (
     QuerySet,
     mlp,
 )
+from detectron2_ddetr.modeling.attention import MultiheadAttention
 from detectron2_ddetr.modeling.box_ops import shift_box
-from detectron2_ddetr.modeling.decoder import attention
 from detectron2_ddetr.modeling.dropout import Dropout
 
 from .modeling_cases import (
@@ -55,7 +55,7 @@ def make_transformer(**kwargs):
 def decoder_layer(dropout=0.0):
     layer = DeformableTransformerDecoderLayer(
         MSDeformAttn(C, n_levels=2, n_heads=2, n_points=3),
-        attention(C, n_heads=2, dropout=dropout),
+        MultiheadAttention(C, n_heads=2, dropout=dropout),
         C,
         dim_feedforward=20,
         dropout=dropout,

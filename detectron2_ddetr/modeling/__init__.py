@@ -1,6 +1,7 @@
 """The network and its criterion in plain PyTorch; nothing here knows detectron2."""
 
 from .anchors import AnchorDecoder, AnchorTransformer
+from .attention import MultiheadAttention
 from .box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
 from .capture import Capture, DeformableAttention, DenseAttention, capture
 from .criterion import SetCriterion

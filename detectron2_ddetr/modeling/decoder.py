@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .attention import MultiheadAttention
 from .dropout import Dropout
 from .memory import Memory, to_levels
 from .mlp import feed_forward
@@ -39,11 +40,6 @@ class QuerySet:
     selected: Tensor | None = None
 
 
-def attention(d_model: int, n_heads: int, dropout: float) -> nn.MultiheadAttention:
-    """Multi-head attention among (N, ..., C); the names of its weights are the official ones."""
-    return nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
-
-
 class DeformableTransformerDecoderLayer(nn.Module):
     """
     Self-attention among queries, deformable cross-attention, feed-forward network; all post-norm.
@@ -55,7 +51,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
     def __init__(
         self,
         cross_attn: MSDeformAttn,
-        self_attn: nn.MultiheadAttention,
+        self_attn: MultiheadAttention,
         d_model: int,
         dim_feedforward: int,
         dropout: float,
@@ -63,7 +59,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
         """
         Args:
             cross_attn: what queries read the maps by.
-            self_attn: what they read each other by, see :func:`attention`.
+            self_attn: what they read each other by.
             dropout: share of what attentions and network give that is dropped.
         """
         super().__init__()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .attention import MultiheadAttention
 from .decoder import QuerySet, UpdateReference
 from .dropout import Dropout
 from .encoder import EncoderLayer
@@ -13,7 +14,7 @@ from .mlp import feed_forward
 
 class DenseEncoderLayer(EncoderLayer):
     """
-    Self-attention of all cells, see :func:`.decoder.attention`, then a feed-forward network; both
+    Self-attention of all cells by a :class:`.MultiheadAttention`, then a feed-forward network; both
     post-norm.
     """
 
@@ -61,15 +62,15 @@ class DenseDecoderLayer(nn.Module):
 
     def __init__(
         self,
-        self_attn: nn.MultiheadAttention,
-        multihead_attn: nn.MultiheadAttention,
+        self_attn: MultiheadAttention,
+        multihead_attn: MultiheadAttention,
         d_model: int,
         dim_feedforward: int,
         dropout: float,
     ):
         """
         Args:
-            self_attn: what queries read each other by, see :func:`.decoder.attention`.
+            self_attn: what queries read each other by.
             multihead_attn: what they read the cells by.
             dropout: share of what attentions and network give that is dropped.
         """

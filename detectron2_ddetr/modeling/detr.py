@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from .decoder import QuerySet, attention
+from .attention import MultiheadAttention
+from .decoder import QuerySet
 from .dense import DenseDecoder, DenseDecoderLayer, DenseEncoder, DenseEncoderLayer
 from .head import DeformableDETRHead
 from .memory import Memory, flatten_maps
@@ -39,11 +40,14 @@ class DenseTransformer(nn.Module):
         self.num_decoder_layers = num_decoder_layers
         heads, sizes = (d_model, n_heads, dropout), (d_model, dim_feedforward, dropout)
         self.encoder = DenseEncoder(
-            [DenseEncoderLayer(attention(*heads), *sizes) for _ in range(num_encoder_layers)]
+            [
+                DenseEncoderLayer(MultiheadAttention(*heads), *sizes)
+                for _ in range(num_encoder_layers)
+            ]
         )
         self.decoder = DenseDecoder(
             [
-                DenseDecoderLayer(attention(*heads), attention(*heads), *sizes)
+                DenseDecoderLayer(MultiheadAttention(*heads), MultiheadAttention(*heads), *sizes)
                 for _ in range(num_decoder_layers)
             ],
             d_model,

@@ -20,7 +20,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> the same."""
-        if not self._draws(x):
+        if not self.draws(x):
             return super().forward(x)
         return _Dropout.apply(x, self.p)
 
@@ -31,11 +31,12 @@ class Dropout(nn.Dropout):
         Neither the mask nor the result of ReLU is kept for the backward pass: both can be told
         from the result, which is positive where neither of them made it zero.
         """
-        if not self._draws(x):
+        if not self.draws(x):
             return super().forward(F.relu_(x))
         return _DropoutOfReLU.apply(x, self.p)
 
-    def _draws(self, x: Tensor) -> bool:
+    def draws(self, x: Tensor) -> bool:
+        """Whether the mask of `x` is drawn here, and not by PyTorch."""
         if not self.training or not 0 < self.p < 1 or torch.compiler.is_compiling():
             return False
         return x.device.type == "cpu" and x.is_contiguous()

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .attention import MultiheadAttention
 from .decoder import (
     DeformableTransformerDecoder,
     DeformableTransformerDecoderLayer,
     QuerySet,
-    attention,
 )
 from .encoder import DeformableTransformerEncoder, DeformableTransformerEncoderLayer
 from .memory import Memory, flatten_maps
@@ -59,7 +59,9 @@ class DeformableTransformer(nn.Module):
         self.decoder = self.make_decoder(
             [
                 DeformableTransformerDecoderLayer(
-                    MSDeformAttn(*maps, dec_n_points), attention(d_model, n_heads, dropout), *sizes
+                    MSDeformAttn(*maps, dec_n_points),
+                    MultiheadAttention(d_model, n_heads, dropout),
+                    *sizes,
                 )
                 for _ in range(num_decoder_layers)
             ]

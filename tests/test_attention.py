@@ -1,0 +1,86 @@
+"""Multi-head attention beside PyTorch's own: the same results, draws and gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from detectron2_ddetr.modeling import MultiheadAttention
+
+SIZES = {"embed_dim": 24, "num_heads": 3, "dropout": 0.3, "batch_first": True}
+
+
+def inputs(dtype=torch.float64, queries=7, keys=11):
+    random = torch.Generator().manual_seed(1)
+    sizes = (queries, keys, keys)
+    return [torch.randn(2, n, 24, generator=random, dtype=dtype) for n in sizes]
+
+
+def masks():
+    """None; keys of an image; of all images; of each image and head. No query is left without."""
+    random = torch.Generator().manual_seed(2)
+    padding = torch.zeros(2, 11, dtype=torch.bool)
+    padding[1, 6:] = True
+    shared, own = (torch.rand(*n, 7, 11, generator=random) < 0.4 for n in ((), (6,)))
+    shared[:, 0], own[:, :, 0] = False, False
+    return [{}, {"key_padding_mask": padding}, {"attn_mask": shared},
+            {"attn_mask": own, "key_padding_mask": padding}]  # fmt: skip
+
+
+def both(**sizes):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(**{**SIZES, **sizes}).double()
+    ours = MultiheadAttention(24, 3, theirs.dropout).double()
+    nn.init.normal_(theirs.in_proj_bias)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def run(module, tensors, **options):
+    """Result, gradients of inputs and weights, and what the generator gives next."""
+    tensors = [x.clone().requires_grad_() for x in tensors]
+    module.zero_grad()
+    torch.manual_seed(5)
+    result, weights = module(*tensors, **options)
+    assert weights is None
+    result.backward(torch.linspace(-1, 1, result.numel()).view_as(result).to(result.dtype))
+    return [result, *(x.grad for x in (*tensors, *module.parameters())), torch.rand(3)]
+
+
+@pytest.mark.parametrize("mask", range(4))
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_training(mask, dropout):
+    """In another order of products, with the same weights dropped."""
+    results = [run(m, inputs(), need_weights=False, **masks()[mask]) for m in both(dropout=dropout)]
+    for ours, theirs in zip(*results):
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_is_dropped_in_evaluation():
+    ours, theirs = (m.eval() for m in both())
+    state = torch.get_rng_state()
+    for options in masks():
+        expected = theirs(*inputs(), need_weights=False, **options)[0]
+        assert_close(ours(*inputs(), need_weights=False, **options)[0], expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_of_attention():
+    """Where they are asked for, in training as well, it is PyTorch's."""
+    results = []
+    for module in both():
+        torch.manual_seed(5)
+        results.append(module(*inputs()))
+    for ours, theirs in zip(*results):
+        assert_close(ours, theirs)
+
+
+def test_bfloat16():
+    """Under autocast the result has 16 bits, as PyTorch's, and differs by their rounding."""
+    results = []
+    for module in (m.float() for m in both()):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(module(*inputs(torch.float32), need_weights=False)[0])
+    assert results[0].dtype == results[1].dtype == torch.bfloat16
+    assert_close(*results, rtol=0.02, atol=0.02 * results[1].abs().max().item())
