@@ -1,5 +1,6 @@
 """Shared by all tests: where the configs are, the device marker, and small models."""
 
+import gc
 import os
 import re
 import shutil
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU, none is visible"))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

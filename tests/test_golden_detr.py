@@ -15,8 +15,8 @@ from . import family_cases as family
 from . import golden_cases as golden
 from .conftest import CONFIGS
 
-#: Of gradient norms, step by step: those of DC5 grow apart in the authors' code too, with the number
-#: of threads, by their README; on another processor by 6 % in the third step.
+#: Of gradient norms, step by step: those of DC5 grow apart in the authors' code too, with the
+#: number of threads, by their README; on another processor by 6 % in the third step.
 NORMS = {"detr": [2e-3, 2e-3, 2e-3], "detr_dc5": [2e-3, 2e-2, 0.1]}
 
 
