@@ -16,8 +16,7 @@ def widen_narrow_maps(model: nn.Module) -> None:
     reads memory that nobody wrote (results of 1e37, NaN; torch 2.14.1), they compute two: the same
     numbers, and a column that is left out. Only in 16 bits on processors with AMX.
 
-    An image of which a level is one column wide is 64 pixels wide or less, as the convolutions of
-    the shipped configs see it.
+    The shipped configs have such maps of images, as resized, that are 64 pixels wide or less.
     """
     if not torch.cpu._is_amx_tile_supported():
         return
@@ -35,9 +34,9 @@ def _may_fail(conv: nn.Conv2d) -> bool:
 
 def leaves_one_column(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `conv` is one that :func:`widen_narrow_maps` changed, and `x` such a map for it."""
-    if "forward" not in vars(conv) or not _may_fail(conv) or x.device.type != "cpu":
+    if getattr(vars(conv).get("forward"), "func", None) is not _forward:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
