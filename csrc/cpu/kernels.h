@@ -31,12 +31,7 @@ inline void with_type(Dtype type, Run run) {
 
 template <class Run>
 inline void with_types(const Problem& p, Run run) {
-  switch (p.value_type) {
-    case Dtype::kDouble: return run(double{}, double{});
-    case Dtype::kFloat: return run(float{}, float{});
-    case Dtype::kHalf: return with_point_type<Half>(p, run);
-    case Dtype::kBFloat16: return with_point_type<BFloat16>(p, run);
-  }
+  with_type(p.value_type, [&](auto t) { with_point_type<decltype(t)>(p, run); });
 }
 
 void run_forward(const Problem& p, void* output, int64_t first_query, int64_t last_query,
