@@ -16,7 +16,8 @@ def widen_narrow_maps(model: nn.Module) -> None:
     reads memory that nobody wrote (results of 1e37, NaN; torch 2.14.1), they compute two: the same
     numbers, and a column that is left out. Only in 16 bits on processors with AMX.
 
-    The shipped configs have such maps of images, as resized, that are 64 pixels wide or less.
+    The shipped configs have such maps of images, as resized, that are 64 pixels wide or less. What
+    is compiled or traced stays as it was: a program must not depend on the width.
     """
     if not torch.cpu._is_amx_tile_supported():
         return

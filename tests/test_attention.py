@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
@@ -54,6 +55,22 @@ def test_training(mask, dropout):
     results = [run(m, inputs(), need_weights=False, **masks()[mask]) for m in both(dropout=dropout)]
     for ours, theirs in zip(*results):
         assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_pytorch_s_own_is_for_the_rest(monkeypatch):
+    """In training with dropout it is not called, without dropout it is."""
+    called, theirs = [], F.multi_head_attention_forward
+
+    def counted(*args, **kwargs):
+        called.append(True)
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(F, "multi_head_attention_forward", counted)
+    ours, _ = both()
+    ours(*inputs(), need_weights=False)
+    assert not called
+    both(dropout=0.0)[0](*inputs(), need_weights=False)
+    assert called == [True]
 
 
 def test_nothing_is_dropped_in_evaluation():

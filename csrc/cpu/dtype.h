@@ -1,3 +1,4 @@
+// The type of a tensor, as the kernels know it.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
