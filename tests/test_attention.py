@@ -101,3 +101,31 @@ def test_bfloat16():
             results.append(module(*inputs(torch.float32), need_weights=False)[0])
     assert results[0].dtype == results[1].dtype == torch.bfloat16
     assert_close(*results, rtol=0.02, atol=0.02 * results[1].abs().max().item())
+
+
+@pytest.mark.parametrize("mask", range(4))
+def test_16_bits_attend_in_float32(mask, monkeypatch):
+    """In training without dropout, under autocast and by weights; what is around is of 16 bits."""
+    seen, theirs = [], F.scaled_dot_product_attention
+
+    def seeing(query, *args, **kwargs):
+        seen.append(query.dtype)
+        return theirs(query, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seeing)
+    ours, reference = both(dropout=0.0)
+    options = masks()[mask]
+    expected = run(reference, inputs(), need_weights=False, **options)[:-1]
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(ours.float(), [x.float() for x in inputs()], need_weights=False, **options)[:-1]
+    narrow = [x.bfloat16() for x in inputs()]
+    weights = run(ours.bfloat16(), narrow, need_weights=False, **options)[:-1]
+    assert seen == [torch.float32] * 2
+    assert cast[0].dtype == weights[0].dtype == torch.bfloat16
+    for x, y, exact in zip(cast, weights, expected):
+        for result in (x, y):
+            assert_close(result.double(), exact, rtol=0.05, atol=0.03 * exact.abs().max().item())
+
+    ours.eval()(*narrow, need_weights=False, **options)
+    assert torch.float32 not in seen[2:]
