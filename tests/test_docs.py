@@ -102,3 +102,15 @@ def test_operator_alone(tmp_path, monkeypatch):
     read = names["ms_deform_attn"](names["value"], torch.tensor(names["shapes"]), places, weights)
     cells = [i * 30 + j for i in range(2) for j in range(3)]
     torch.testing.assert_close(read, names["value"][:, cells].flatten(2))
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
+)
+def test_tables(path):
+    """A blank line in one would leave its last rows as text; rows have as many cells as the head."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in table.splitlines()]
+        assert len(rows) > 2 and all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in rows[1]), table
+        assert {len(row) for row in rows} == {len(rows[0])}, table
