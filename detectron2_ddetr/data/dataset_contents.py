@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from .dataset_report import Split, describe
 from .findings import counted
 from .image_files import read_headers
 from .same_files import same_files
+from .small_boxes import Resizing, warning_of_small
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,9 @@ _MAX_PAIRS = 10
 def check_contents(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """
     Checks the headers of all images that `cfg` would read and logs a report of each data set, with
-    warnings of images that are trained on and evaluated on too, and of images with more boxes than
-    the model can find. One process of each machine does it, for all of its machine.
+    warnings of images that are trained on and evaluated on too, of images with more boxes than
+    the model can find, and of boxes that are few pixels. One process of each machine does it, for
+    all of its machine.
 
     Args:
         eval_only: whether to leave out DATASETS.TRAIN.
@@ -61,6 +64,7 @@ def _split_of(cfg: CfgNode, name: str, is_test: bool) -> Split:
         DatasetCatalog.get(name),
         list(getattr(MetadataCatalog.get(name), "thing_classes", None) or ()),
         _limits(cfg, is_test=is_test),
+        Resizing.of(cfg, is_test=is_test),
         without_area=0 if dataset is None else dataset.data().num_without_area,
     )
     if is_test or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -68,7 +72,7 @@ def _split_of(cfg: CfgNode, name: str, is_test: bool) -> Split:
     # What detectron2's filter keeps: it does not look at areas.
     kept = [d for d in split.dicts if _has_object(d)]
     left_out = len(split.dicts) - len(kept)
-    return Split(name, kept, split.class_names, split.limits, split.without_area, left_out)
+    return replace(split, dicts=kept, left_out=left_out)
 
 
 def _has_object(dataset_dict: dict[str, Any]) -> bool:
@@ -127,6 +131,10 @@ def _look_through(splits: Sequence[Split], crossed: Sequence[tuple[str, str]]) -
         )
     ]
     warnings = [text for split in splits if (text := _of_crowded(split))]
+    for split, found in zip(splits, files):
+        boxes = split.columns[split.usable]
+        if small := warning_of_small(split.name, boxes, found.sizes, split.resizing):
+            warnings.append(small)
     reports = []
     for split, found in zip(splits, files):
         same = [[place for owner, place in group if owner is split] for group in groups]
@@ -203,7 +211,7 @@ def check_coco_jsons(
 
     Args:
         jsons: name, for messages -> (json, folder of images). The first is what is trained on.
-        cfg: says how many boxes of an image a model can find.
+        cfg: says how many boxes of an image a model can find, and how large images become.
 
     Raises:
         MissingFileError: if a file or a folder does not exist.
@@ -226,6 +234,7 @@ def check_coco_jsons(
             data.dataset_dicts(jsons[name][1], None),
             data.class_names or [],
             _limits(cfg, is_test=True),
+            Resizing.of(cfg, is_test=True),
             data.num_without_area,
         )
         for name, data in read.items()

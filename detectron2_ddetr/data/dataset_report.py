@@ -14,6 +14,7 @@ from .box_columns import BoxColumns, boxes_of
 from .class_table import WIDTH
 from .findings import counted, listed
 from .image_files import ImageFiles
+from .small_boxes import Resizing
 
 #: A class with fewer boxes is hardly learnt, and its AP is left to chance.
 RARE = 10
@@ -36,6 +37,7 @@ class Split:
         dicts: of the images that are read.
         class_names: by class number; empty if they are not known.
         limits: config key -> how many boxes of an image a model can find by it.
+        resizing: of its images.
         without_area: boxes without width or height that the dicts do not have any more.
         left_out: images without boxes that training leaves out.
     """
@@ -44,6 +46,7 @@ class Split:
     dicts: list[dict[str, Any]]
     class_names: Sequence[str]
     limits: Mapping[str, int]
+    resizing: Resizing
     without_area: int = 0
     left_out: int = 0
 
