@@ -27,6 +27,7 @@ class Resizing(NamedTuple):
 
     @classmethod
     def of(cls, cfg: CfgNode, *, is_test: bool) -> "Resizing":
+        """That of evaluation, or of training."""
         node = cfg.INPUT
         if is_test:
             return cls("INPUT.MIN_SIZE_TEST", node.MIN_SIZE_TEST, node.MAX_SIZE_TEST)
