@@ -53,6 +53,24 @@ def test_shipped_configs_build(path):
         assert all(m.sampling_offsets.out_features == samples for m in attention)
 
 
+#: Of the authors' models as their code builds them, with 91 classes.
+PARAMETERS = {
+    "h_deformable_detr/h_deformable_detr_R_50_12ep.yaml": 47_946_073,
+    "dab_deformable_detr/dab_deformable_detr_R_50_50ep.yaml": 47_405_994,
+    "dn_deformable_detr/dn_deformable_detr_R_50_50ep.yaml": 47_429_154,
+    "dino/dino_4scale_R_50_12ep.yaml": 46_893_182,
+    "dino/dino_5scale_R_50_12ep.yaml": 47_255_806,
+}
+
+
+@pytest.mark.parametrize("config", PARAMETERS)
+def test_parameters_of_relatives(config):
+    cfg = load_config(str(CONFIGS / config), ["MODEL.DEVICE", "meta", f"{NODE}NUM_CLASSES", 91])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[config]
+
+
 class OtherTransformer(DeformableTransformer):
     """What a user might register."""
 
