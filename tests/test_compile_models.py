@@ -14,7 +14,11 @@ from detectron2_ddetr.toolbox import build_model
 from .conftest import FAMILY, VARIANTS, small_cfg
 from .modeling_cases import randomise
 from .test_deform_attn_compile import DYNAMIC, fresh_compiler, operators  # noqa: F401
-from .test_meta_arch import TINY_BACKBONE
+from .test_meta_arch import NODE, TINY_BACKBONE, sample
+
+#: px, of images from 60 x 60 on.
+BOXES = [(3.0, 5.0, 40.0, 30.0), (20.0, 10.0, 50.0, 55.0), (0.0, 30.0, 25.0, 58.0),
+         (10.0, 10.0, 35.0, 45.0)]  # fmt: skip
 
 
 class Outputs(nn.Module):
@@ -65,6 +69,40 @@ def test_compiled_model():
     assert len(results[0]) == len(results[1])
     for a, b in zip(*results):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+#: Of images, and how many boxes they have.
+BATCH_SIZES = [(((72, 104), (61, 83)), (2, 4)), (((96, 80), (90, 80)), (3, 2))]
+
+
+@pytest.mark.parametrize("system", ["h", "dino", "detr"])
+def test_compiled_training(system, monkeypatch):
+    """
+    As the README shows it, backbone and head for all sizes: losses and gradients of two batches, of
+    other sizes and numbers of boxes. Denoising, whose draws are the same, makes another program.
+    """
+    if system == "dino":
+        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
+    levels = 1 if system == "detr" else 2
+    opts = [NODE + "ENC_LAYERS", 1, NODE + "DEC_LAYERS", 2, NODE + "DROPOUT", 0.0]
+    model = build_model(small_cfg(*TINY_BACKBONE, levels, *opts, config=FAMILY[system])).train()
+    model.load_state_dict(model.state_dict(), strict=False)  # frozen layers count as loaded
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            for module in (model.backbone, model.head):
+                module.compile(dynamic=True, backend="eager")
+        for sizes, counts in BATCH_SIZES:
+            torch.manual_seed(1)
+            model.zero_grad()
+            losses = model([sample(*size, BOXES[:count]) for count, size in zip(counts, sizes)])
+            sum(losses.values()).backward()
+            gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+            results.append({**losses, **gradients})
+    for a, b in zip(results[:2], results[2:]):
+        assert a.keys() == b.keys() and a
+        for name in a:
+            assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
 @functools.cache

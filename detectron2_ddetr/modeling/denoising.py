@@ -111,6 +111,8 @@ class Denoising(nn.Module):
             return 1
         return self.num_groups or max(1, self.num_queries // most_boxes)
 
+    # How many labels are drawn is known only then: PyTorch cannot compile it for all sizes.
+    @torch.compiler.disable
     def forward(self, targets: Targets) -> tuple[Tensor, Tensor, QueryGroup]:
         """
         Args:
