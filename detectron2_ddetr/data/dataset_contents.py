@@ -131,12 +131,11 @@ def _look_through(splits: Sequence[Split], crossed: Sequence[tuple[str, str]]) -
         )
     ]
     warnings = [text for split in splits if (text := _of_crowded(split))]
+    reports = []
     for split, found in zip(splits, files):
         boxes = split.columns[split.usable]
         if small := warning_of_small(split.name, boxes, found.sizes, split.resizing):
             warnings.append(small)
-    reports = []
-    for split, found in zip(splits, files):
         same = [[place for owner, place in group if owner is split] for group in groups]
         reports.append(describe(split, found, [group for group in same if len(group) > 1]))
     for train, test in crossed:
