@@ -64,15 +64,11 @@ class DeformableTransformerDecoderLayer(nn.Module):
         """
         super().__init__()
         self.cross_attn = cross_attn
-        self.dropout1 = Dropout(dropout)
-        self.norm1 = nn.LayerNorm(d_model)
+        self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
         self.self_attn = self_attn
-        self.dropout2 = Dropout(dropout)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout3 = Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout4 = Dropout(dropout)
+        self.dropout2, self.norm2 = Dropout(dropout), nn.LayerNorm(d_model)
+        self.linear1, self.dropout3 = nn.Linear(d_model, dim_feedforward), Dropout(dropout)
+        self.linear2, self.dropout4 = nn.Linear(dim_feedforward, d_model), Dropout(dropout)
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(

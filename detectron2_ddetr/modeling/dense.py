@@ -18,6 +18,11 @@ class DenseEncoderLayer(EncoderLayer):
     post-norm.
     """
 
+    def __init__(self, d_model: int, n_heads: int, dim_feedforward: int, dropout: float):
+        super().__init__(
+            MultiheadAttention(d_model, n_heads, dropout), d_model, dim_feedforward, dropout
+        )
+
     def forward(self, src: Tensor, pos_embed: Tensor, padding_mask: Tensor | None) -> Tensor:
         """
         Args:
@@ -60,23 +65,10 @@ class DenseDecoderLayer(nn.Module):
     Attribute names and the numbering of norms are those of DETR.
     """
 
-    def __init__(
-        self,
-        self_attn: MultiheadAttention,
-        multihead_attn: MultiheadAttention,
-        d_model: int,
-        dim_feedforward: int,
-        dropout: float,
-    ):
-        """
-        Args:
-            self_attn: what queries read each other by.
-            multihead_attn: what they read the cells by.
-            dropout: share of what attentions and network give that is dropped.
-        """
+    def __init__(self, d_model: int, n_heads: int, dim_feedforward: int, dropout: float):
         super().__init__()
-        self.self_attn = self_attn
-        self.multihead_attn = multihead_attn
+        self.self_attn = MultiheadAttention(d_model, n_heads, dropout)
+        self.multihead_attn = MultiheadAttention(d_model, n_heads, dropout)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))

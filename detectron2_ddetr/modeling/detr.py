@@ -5,7 +5,6 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from .attention import MultiheadAttention
 from .decoder import QuerySet
 from .dense import DenseDecoder, DenseDecoderLayer, DenseEncoder, DenseEncoderLayer
 from .head import DeformableDETRHead
@@ -36,22 +35,11 @@ class DenseTransformer(nn.Module):
         num_decoder_layers: int = 6,
     ):
         super().__init__()
-        self.d_model = d_model
-        self.num_decoder_layers = num_decoder_layers
-        heads, sizes = (d_model, n_heads, dropout), (d_model, dim_feedforward, dropout)
-        self.encoder = DenseEncoder(
-            [
-                DenseEncoderLayer(MultiheadAttention(*heads), *sizes)
-                for _ in range(num_encoder_layers)
-            ]
-        )
-        self.decoder = DenseDecoder(
-            [
-                DenseDecoderLayer(MultiheadAttention(*heads), MultiheadAttention(*heads), *sizes)
-                for _ in range(num_decoder_layers)
-            ],
-            d_model,
-        )
+        self.d_model, self.num_decoder_layers = d_model, num_decoder_layers
+        sizes = (d_model, n_heads, dim_feedforward, dropout)
+        self.encoder = DenseEncoder([DenseEncoderLayer(*sizes) for _ in range(num_encoder_layers)])
+        layers = [DenseDecoderLayer(*sizes) for _ in range(num_decoder_layers)]
+        self.decoder = DenseDecoder(layers, d_model)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

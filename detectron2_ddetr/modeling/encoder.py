@@ -18,12 +18,9 @@ class EncoderLayer(nn.Module):
         """
         super().__init__()
         self.self_attn = self_attn
-        self.dropout1 = Dropout(dropout)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout2 = Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout3 = Dropout(dropout)
+        self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
+        self.linear1, self.dropout2 = nn.Linear(d_model, dim_feedforward), Dropout(dropout)
+        self.linear2, self.dropout3 = nn.Linear(dim_feedforward, d_model), Dropout(dropout)
         self.norm2 = nn.LayerNorm(d_model)
 
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:

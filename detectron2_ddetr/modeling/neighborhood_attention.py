@@ -19,13 +19,7 @@ class NeighborhoodAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        kernel_size: int,
-        *,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        self, dim: int, heads: int, kernel_size: int, attn_drop: float = 0.0, proj_drop: float = 0.0
     ):
         super().__init__()
         if kernel_size < 3 or kernel_size % 2 == 0:
