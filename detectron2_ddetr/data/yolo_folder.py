@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import yaml
 
 from ..errors import InputError, MissingFileError
-from .image_files import IMAGE_ENDINGS, image_size
+from .findings import Findings, shown
+from .image_files import IMAGE_ENDINGS, image_sizes
 
 #: Keys of data.yaml for each split; exports call the second one by either name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "test")}
@@ -38,24 +38,26 @@ def read_yolo(yaml_file: str, split: str) -> dict[str, Any]:
 
     Raises:
         MissingFileError: for folders and files that are named and not there.
-        InputError: names the file and the line, and what is wrong.
+        InputError: lists all images that cannot be used and all lines that cannot be, by file and
+            line, and what is wrong.
     """
     content = _read_yaml(yaml_file)
     names = _class_names(content, yaml_file)
     key = next(key for key in SPLITS[split] if content.get(key))
     files = _image_files(content, key, yaml_file)
-    with ThreadPoolExecutor(8) as threads:
-        sizes = list(threads.map(image_size, files))
+    findings = Findings(yaml_file)
+    sizes = image_sizes(files, f"{split} of {yaml_file}", findings)
     images, annotations = [], []
     for number, (file, (width, height)) in enumerate(zip(files, sizes)):
         images.append({"id": number, "file_name": file, "width": width, "height": height})
-        for label, box in _read_labels(_labels_of(file), len(names), yaml_file):
+        for label, box in _read_labels(_labels_of(file), len(names), findings):
             x0, y0, x1, y1 = (side * size for side, size in zip(box, (width, height) * 2))
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": number, "category_id": label}
                 | {"bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
                 | {"area": (x1 - x0) * (y1 - y0)}
             )
+    findings.raise_problems()
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -124,46 +126,51 @@ def _labels_of(image_file: str) -> str:
 
 
 def _read_labels(
-    file_name: str, num_classes: int, yaml_file: str
+    file_name: str, num_classes: int, findings: Findings
 ) -> list[tuple[int, Sequence[float]]]:
-    """(class, (x0, y0, x1, y1) in fractions of the image) of each line."""
+    """(class, (x0, y0, x1, y1) in fractions of the image) of each line that can be."""
     if not os.path.isfile(file_name):
         return []
     try:
         with open(file_name, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file_name}: is not text ({error})") from error
+        findings.problem("text", file_name, f"is not text ({error}); export it again")
+        return []
     found = []
     for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        where = f"{file_name}, line {number}"
-        try:
-            label, *values = (float(word) for word in words)
-        except ValueError as error:
-            raise InputError(f"{where}: must be numbers, got {line!r}") from error
-        if not 0 <= label < num_classes or label != int(label):
-            raise InputError(
-                f"{where}: class {words[0]} is none of 0 to {num_classes - 1}, which {yaml_file} "
-                "names"
-            )
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            raise InputError(
-                f"{where}: must be 'class cx cy width height' or 'class x y x y x y ...', got "
-                f"{len(words)} numbers"
-            )
-        if not all(-0.01 <= value <= 1.01 for value in values):
-            raise InputError(
-                f"{where}: {max(values, key=abs):g} is no fraction of the image: coordinates go "
-                "from 0 to 1"
-            )
-        if len(values) == 4:
-            cx, cy, w, h = values
-            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-        else:
-            xs, ys = values[0::2], values[1::2]
-            box = (min(xs), min(ys), max(xs), max(ys))
-        found.append((int(label), box))
+        if words := line.split():
+            try:
+                found.append(_class_and_box(words, num_classes))
+            except _Fault as fault:
+                findings.problem(fault.kind, f"{file_name}, line {number}", fault.text)
     return found
+
+
+class _Fault(Exception):
+    """What is wrong with a line, and of which kind that is."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(kind, text)
+        self.kind, self.text = kind, text
+
+
+def _class_and_box(words: list[str], num_classes: int) -> tuple[int, Sequence[float]]:
+    try:
+        label, *values = (float(word) for word in words)
+    except ValueError as error:
+        raise _Fault("numbers", f"must be numbers, got {shown(' '.join(words))}") from error
+    if not 0 <= label < num_classes or label != int(label):
+        known = f"0 to {num_classes - 1}, which 'names' has"
+        raise _Fault("class", f"class {words[0]} is none of {known}; correct it, or 'names'")
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        forms = "'class cx cy width height' or 'class x y x y x y ...'"
+        raise _Fault("count", f"must be {forms}, got {len(words)} numbers")
+    if not all(-0.01 <= value <= 1.01 for value in values):
+        worst = f"{max(values, key=abs):g}"
+        raise _Fault("range", f"{worst} is no fraction of the image: coordinates go from 0 to 1")
+    if len(values) == 4:
+        cx, cy, w, h = values
+        return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    xs, ys = values[0::2], values[1::2]
+    return int(label), (min(xs), min(ys), max(xs), max(ys))
