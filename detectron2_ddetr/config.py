@@ -1,5 +1,6 @@
 """Config keys of the family; their defaults are the multi-scale Deformable DETR of the paper."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -9,7 +10,9 @@ import yaml
 
 from .config_rules import check_config
 from .errors import InputError, MissingFileError, UnknownKeyError
-from .toolbox import CfgNode, get_cfg
+from .toolbox import TOOLBOX, CfgNode, get_cfg
+
+logger = logging.getLogger(__name__)
 
 #: Names of before; a config that has one of them is told the new one.
 _RENAMED = {
@@ -19,6 +22,16 @@ _RENAMED = {
     "MODEL.DETR.GIOU_WEIGHT": "MODEL.DETR.LOSS_GIOU_WEIGHT",
     "MODEL.DETR.COST_L1": "MODEL.DETR.COST_BBOX",
 }
+
+#: How keys begin of what only detectron2 has. A config that it has written has them all.
+_ONLY_OF_DETECTRON2 = (
+    "MODEL.ANCHOR_GENERATOR.", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.PROPOSAL_GENERATOR.",
+    "MODEL.RETINANET.", "MODEL.ROI_", "MODEL.RPN.", "MODEL.SEM_SEG_HEAD.", "INPUT.MASK_FORMAT",
+    "DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_", "DATALOADER.REPEAT_",
+    "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL",
+    "TEST.KEYPOINT_OKS_SIGMAS", "TEST.PRECISE_BN.NUM_ITER", "CUDNN_BENCHMARK", "FLOAT32_PRECISION",
+    "GLOBAL.HACK",
+)  # fmt: skip
 
 
 def add_deformable_detr_config(cfg: CfgNode) -> None:
@@ -183,7 +196,8 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     """
     A frozen config from a YAML file and "KEY VALUE" pairs.
 
-    Where a key wants a tuple or a list, one value alone is taken for its only entry.
+    Where a key wants a tuple or a list, one value alone is taken for its only entry. Without
+    detectron2, keys of the file that are about parts that only it has are left aside.
 
     Raises:
         InputError: for a file that is not YAML, a key that does not exist (the message has the
@@ -198,7 +212,10 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
         )
     cfg = get_cfg()
     add_deformable_detr_config(cfg)
-    for key, value in leaves(_load_yaml(config_file, cfg.VERSION)):
+    content = dict(leaves(_load_yaml(config_file, cfg.VERSION)))
+    if TOOLBOX == "host":
+        content = _without_foreign(content, config_file)
+    for key, value in content.items():
         _set(cfg, key, value, f"{config_file}: ")
     for word in opts:
         if isinstance(word, str) and word.startswith("--"):
@@ -240,6 +257,17 @@ def _load_yaml(config_file: str, version: int) -> dict[str, Any]:
             f"{config_file}: has another VERSION than {version}; let detectron2 upgrade it"
         )
     return content
+
+
+def _without_foreign(content: dict[str, Any], config_file: str) -> dict[str, Any]:
+    """Without the keys that detectron2 has written of parts that are none of a DETR's."""
+    foreign = [key for key in content if key.startswith(_ONLY_OF_DETECTRON2)]
+    if foreign:
+        logger.warning(
+            f"{config_file}: keys of parts that only detectron2 has are left aside, {len(foreign)} "
+            f"in all, such as {foreign[0]}"
+        )
+    return {key: value for key, value in content.items() if key not in foreign}
 
 
 def _set(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:

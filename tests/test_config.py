@@ -5,9 +5,11 @@ import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from detectron2_ddetr import add_deformable_detr_config, load_config
+from detectron2_ddetr.config import _ONLY_OF_DETECTRON2
 from detectron2_ddetr.config_rules import check_config
-from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError
-from detectron2_ddetr.toolbox import get_cfg
+from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, UnknownKeyError
+from detectron2_ddetr.host import config as host_config
+from detectron2_ddetr.toolbox import TOOLBOX, get_cfg
 
 from .conftest import CONFIGS
 
@@ -178,6 +180,27 @@ def test_config_files_run_no_code(tmp_path, as_base):
     with pytest.raises(Exception, match="could not determine a constructor"):
         load_config(str(path))
     assert not marker.exists()
+
+
+def test_a_config_that_detectron2_has_written(tmp_path, caplog):
+    """It loads without detectron2 as well, which then says what it does not have."""
+    path = tmp_path / "config.yaml"
+    written = {"CUDNN_BENCHMARK": False, "MODEL": {"RPN": {"NMS_THRESH": 0.7}, "DEVICE": "cpu"}}
+    path.write_text(yaml.safe_dump({**written, "SEED": 5}))
+    cfg = load_config(str(path))
+    assert (cfg.MODEL.DEVICE, cfg.SEED) == ("cpu", 5)
+    said = "left aside, 2 in all, such as CUDNN_BENCHMARK" in caplog.text
+    assert said == (TOOLBOX == "host") != ("RPN" in cfg.MODEL)
+    path.write_text("MODEL: {RPNS: {NMS_THRESH: 0.7}}")
+    with pytest.raises(UnknownKeyError, match="there is no key MODEL.RPNS.NMS_THRESH"):
+        load_config(str(path))
+
+
+@pytest.mark.skipif(TOOLBOX != "detectron2", reason="needs detectron2")
+def test_all_keys_of_detectron2_are_known_without_it():
+    known = set(flatten(host_config.get_cfg()))
+    for key in flatten(get_cfg()):
+        assert (key in known) != key.startswith(_ONLY_OF_DETECTRON2), key
 
 
 def test_images_without_objects_are_kept_by_every_config():
