@@ -196,48 +196,42 @@ def test_xml_that_cannot_be(tmp_path, text, words):
         as_coco(str(tmp_path), "train", str(tmp_path / "out"))
 
 
+def problems_of(folder, heading):
+    """What a data set is refused for, a line each."""
+    with pytest.raises(InputError) as error:
+        as_coco(str(folder), "train", str(folder / "out"))
+    first, *lines = str(error.value).splitlines()
+    assert first == heading
+    return lines
+
+
 def test_all_problems_of_yolo_are_listed(tmp_path):
     yolo(tmp_path)
     folder = tmp_path / "train"
     (folder / "labels" / "a0.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1\n0 1 1 0.1 0.1\n")
     (folder / "labels" / "c2.txt").write_text("8 0.5 0.5 0.1 0.1\nx\n")
     (folder / "images" / "c2.png").write_bytes(b"")
-    with pytest.raises(InputError) as error:
-        as_coco(str(tmp_path), "train", str(tmp_path / "out"))
-    lines = str(error.value).splitlines()
-    assert lines[0] == f"{tmp_path / 'data.yaml'}: 5 problems found"
-    for line, words in zip(
-        lines[1:],
-        ["c2.png: the file cannot be decoded (it is empty); replace it",
-         "a0.txt, line 1: class 7 is none of 0 to 2,",
-         "a0.txt, line 2: must be 'class cx cy width height'",
-         "c2.txt, line 2: must be numbers, got 'x'"],
-        strict=True,
-    ):  # fmt: skip
-        assert words in line
-    assert re.search(r"\(1 more: \S+c2.txt, line 1\)$", lines[2])
+    lines = problems_of(tmp_path, f"{tmp_path / 'data.yaml'}: 5 problems found")
+    assert "c2.png: the file cannot be decoded (it is empty); replace it" in lines.pop(0)
+    assert "a0.txt, line 1: class 7 is none of 0 to 2," in lines[0]
+    assert re.search(r"\(1 more: \S+c2.txt, line 1\)$", lines.pop(0))
+    assert "a0.txt, line 2: must be 'class cx cy width height'" in lines.pop(0)
+    assert "c2.txt, line 2: must be numbers, got 'x'" in lines.pop(0)
+    assert not lines
 
 
 def test_all_problems_of_voc_are_listed(tmp_path):
     voc(tmp_path)
     annotations = tmp_path / "Annotations"
     (annotations / "a0.xml").write_text("<annotation>")
-    unnamed = "<object><name> </name></object>"
-    (annotations / "b1.xml").write_text(
-        f"<annotation>{unnamed}<object><name>a</name></object></annotation>"
-    )
+    objects = "<object><name> </name></object><object><name>a</name></object>"
+    (annotations / "b1.xml").write_text(f"<annotation>{objects}</annotation>")
     (tmp_path / "JPEGImages" / "a0.png").write_bytes(b"no image")
     (tmp_path / "JPEGImages" / "c2.png").unlink()
-    with pytest.raises(InputError) as error:
-        as_coco(str(tmp_path), "train", str(tmp_path / "out"))
-    lines = str(error.value).splitlines()
-    assert lines[0] == f"{annotations}: 5 problems found"
-    for line, words in zip(
-        lines[1:],
-        ["a0.xml: is no xml", "b1.xml: object 1 has no <name>", "b1.xml: object 2 (a) must have",
-         "c2.xml: there is no image c2.png", "a0.png: the file cannot be decoded"],
-        strict=True,
-    ):  # fmt: skip
+    lines = problems_of(tmp_path, f"{annotations}: 5 problems found")
+    expected = ["a0.xml: is no xml", "b1.xml: object 1 has no <name>", "object 2 (a) must have"]
+    expected += ["c2.xml: there is no image c2.png", "a0.png: the file cannot be decoded"]
+    for line, words in zip(lines, expected, strict=True):
         assert words in line
 
 
