@@ -24,7 +24,7 @@ _RENAMED = {
 }
 
 #: How keys begin of what only detectron2 has. A config that it has written has them all.
-_ONLY_OF_DETECTRON2 = (
+ONLY_OF_DETECTRON2 = (
     "MODEL.ANCHOR_GENERATOR.", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.PROPOSAL_GENERATOR.",
     "MODEL.RETINANET.", "MODEL.ROI_", "MODEL.RPN.", "MODEL.SEM_SEG_HEAD.", "INPUT.MASK_FORMAT",
     "DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_", "DATALOADER.REPEAT_",
@@ -261,7 +261,7 @@ def _load_yaml(config_file: str, version: int) -> dict[str, Any]:
 
 def _without_foreign(content: dict[str, Any], config_file: str) -> dict[str, Any]:
     """Without the keys that detectron2 has written of parts that are none of a DETR's."""
-    foreign = [key for key in content if key.startswith(_ONLY_OF_DETECTRON2)]
+    foreign = [key for key in content if key.startswith(ONLY_OF_DETECTRON2)]
     if foreign:
         logger.warning(
             f"{config_file}: keys of parts that only detectron2 has are left aside, {len(foreign)} "

@@ -5,7 +5,7 @@ import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from detectron2_ddetr import add_deformable_detr_config, load_config
-from detectron2_ddetr.config import _ONLY_OF_DETECTRON2
+from detectron2_ddetr.config import ONLY_OF_DETECTRON2
 from detectron2_ddetr.config_rules import check_config
 from detectron2_ddetr.errors import ExplainedError, InputError, MissingFileError, UnknownKeyError
 from detectron2_ddetr.host import config as host_config
@@ -200,7 +200,7 @@ def test_a_config_that_detectron2_has_written(tmp_path, caplog):
 def test_all_keys_of_detectron2_are_known_without_it():
     known = set(flatten(host_config.get_cfg()))
     for key in flatten(get_cfg()):
-        assert (key in known) != key.startswith(_ONLY_OF_DETECTRON2), key
+        assert (key in known) != key.startswith(ONLY_OF_DETECTRON2), key
 
 
 def test_images_without_objects_are_kept_by_every_config():

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from detectron2_ddetr.engine.resume import config_differences, fit_optimizer_state
 from detectron2_ddetr.engine.train_step import TrainStep
 from detectron2_ddetr.errors import InputError
+from detectron2_ddetr.toolbox import CfgNode
 
 from .conftest import small_cfg
 from .test_training import last_checkpoint, run, shapes  # noqa: F401
@@ -119,6 +120,23 @@ def test_config_differences():
         "MODEL.DETR.NUM_QUERIES": (None, 12),
         "MODEL.DETR.OLD_KEY": (12, None),
     }
+
+
+def test_a_training_goes_on_with_or_without_detectron2():
+    """What is only in one of the configs since only one of them is detectron2's is no change."""
+    cfg = small_cfg()
+    with_it = cfg.clone()
+    with_it.defrost()
+    with_it.CUDNN_BENCHMARK, with_it.MODEL.RPN = False, CfgNode({"NMS_THRESH": 0.7})
+    without = cfg.clone()
+    without.defrost()
+    for node, key in ((without, "CUDNN_BENCHMARK"), (without.MODEL, "RPN")):
+        node.pop(key, None)
+    assert config_differences(with_it.dump(), without) == {}
+    assert config_differences(without.dump(), with_it) == {}
+    before = with_it.dump()
+    with_it.MODEL.RPN.NMS_THRESH = 0.5
+    assert config_differences(before, with_it) == {"MODEL.RPN.NMS_THRESH": (0.7, 0.5)}
 
 
 def test_moments_go_to_the_parameter_of_their_name():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..config import leaves
+from ..config import ONLY_OF_DETECTRON2, leaves
 from ..errors import InputError
 from ..toolbox import CfgNode
 
@@ -72,9 +72,11 @@ def config_differences(before: str, cfg: CfgNode) -> Differences:
 
     Returns:
         For each key that differs its value then and now; None for one that did or does not exist.
+        What only detectron2 has is nothing to a training that goes on with it, or without it.
     """
     old, new = (dict(leaves(yaml.safe_load(text))) for text in (before, cfg.dump()))
-    keys = [key for key in {**new, **old} if key not in _NOT_COMPARED]
+    foreign = {key for key in old.keys() ^ new.keys() if key.startswith(ONLY_OF_DETECTRON2)}
+    keys = [key for key in {**new, **old} if key not in _NOT_COMPARED and key not in foreign]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
