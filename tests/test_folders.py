@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from detectron2_ddetr import cli
 from detectron2_ddetr.data.folders import as_coco, layout_of
@@ -194,6 +194,19 @@ def test_xml_that_cannot_be(tmp_path, text, words):
         (tmp_path / "JPEGImages" / "a0.png").unlink()
     with pytest.raises((InputError, MissingFileError), match=f"a0.xml: .*{words}"):
         as_coco(str(tmp_path), "train", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("make", [yolo, voc])
+def test_sizes_are_of_upright_images(tmp_path, make):
+    """As EXIF turns them, which the boxes belong to."""
+    make(tmp_path)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = next(tmp_path.rglob("a0.png"))
+    Image.new("RGB", (HEIGHT, WIDTH)).save(file, exif=exif)  # on its side
+    content = json.load(open(as_coco(str(tmp_path), "train", str(tmp_path / "out"))[0]))
+    assert {(x["width"], x["height"]) for x in content["images"]} == {(WIDTH, HEIGHT)}
+    assert content["annotations"][0]["bbox"] == pytest.approx(IMAGES["a0.png"][0][1:])
 
 
 def problems_of(folder, heading):

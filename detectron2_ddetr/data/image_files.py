@@ -121,6 +121,32 @@ def _named(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error.reason}; {error.remedy}") from error.__cause__
 
 
+def image_sizes(file_names: Sequence[str], name: str, findings: Findings) -> list[tuple[int, int]]:
+    """
+    (width, height) of each file, px, upright, from its header. One that cannot be used is a problem
+    of `findings`, and has 0, 0.
+
+    Args:
+        name: of the data set, for messages.
+    """
+    sizes = []
+    found = in_threads(_image_size, file_names, f"{name}: reading headers")
+    for file_name, size in zip(file_names, found):
+        if isinstance(size, _Unreadable):
+            findings.problem(size.reason, file_name, f"{size.reason}; {size.remedy}")
+            size = (0, 0)
+        sizes.append(size)
+    return sizes
+
+
+def _image_size(file_name: str) -> tuple[int, int] | _Unreadable:
+    try:
+        with _opened(file_name) as image:
+            return _upright_size(image, _orientation(image))
+    except _Unreadable as error:
+        return error
+
+
 def size_fault(
     said: tuple[Any, Any], found: tuple[int, int], orientation: int | None = None
 ) -> tuple[str, str] | None:
@@ -149,11 +175,8 @@ def size_fault(
 
 
 def describe_image(dataset_dict: dict[str, Any]) -> str:
-    """What messages call the image of a dataset dict; its file alone where it has no id yet."""
-    file_name = str(dataset_dict.get("file_name"))
-    if "image_id" not in dataset_dict:
-        return file_name
-    return f"image {dataset_dict['image_id']} ({file_name})"
+    """What messages call the image of a dataset dict."""
+    return f"image {dataset_dict.get('image_id')} ({dataset_dict.get('file_name')})"
 
 
 @dataclass
@@ -186,20 +209,6 @@ class ImageFiles:
             lines.append(f"  ... and {len(faults) - MAX_REPORTED} more")
         remedies = dict.fromkeys(remedy for _, _, remedy in faults)
         return "\n".join([*lines, *(f"Remedy: {remedy}" for remedy in remedies)])
-
-
-def image_sizes(file_names: Sequence[str], name: str, findings: Findings) -> list[tuple[int, int]]:
-    """
-    (width, height) of each file, px, upright, from its header. One that cannot be used is a problem
-    of `findings`, and has 0, 0.
-
-    Args:
-        name: of the data set, for messages.
-    """
-    headers = read_headers([{"file_name": file_name} for file_name in file_names], name)
-    for file_name, reason, remedy in headers.faults:
-        findings.problem(f"image: {reason}", file_name, f"{reason}; {remedy}")
-    return [(int(width), int(height)) for width, height in headers.sizes]
 
 
 def read_headers(dataset_dicts: Sequence[dict[str, Any]], name: str) -> ImageFiles:
