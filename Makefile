@@ -3,7 +3,8 @@
 # make demo-pretrained   evaluate the model that comes with the package, draw what it finds
 # make environment   only what all of these need: this package and torch, installed
 # make test   the whole test suite
-# make benchmark  repeat BENCHMARKS.md on this machine, which should do nothing else (hours)
+# make benchmark  repeat BENCHMARKS.md on this machine, which should do nothing else (forty minutes
+#             on two cores with instructions for bfloat16)
 # make wheel  a wheel with compiled kernels in dist, for any torch from 2.10 on
 # make sanitize   the operator's tests with its CPU kernels under AddressSanitizer and UBSan
 #

@@ -31,9 +31,16 @@ class Int8Linear(nn.Module):
         tiny = torch.finfo(torch.float32).tiny
         self.scales = (weight.abs().amax(1) / (127 if _holds_8_bits() else 63)).clamp(min=tiny)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
-        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(self.rounded, None)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "weight": None}  # packed, which PyTorch cannot copy
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.weight = torch.ops.onednn.qlinear_prepack(self.rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).float()

@@ -81,10 +81,15 @@ class _OneDNNBlock(nn.Module):
         return _ops._convolution_pointwise_.binary(x, out, *_arguments(last), *sum_and_relu)
 
 
-_BLOCKS = {
-    kind: type(f"OneDNN{kind.__name__}", (_OneDNNBlock, kind), {})
-    for kind in (BasicBlock, BottleneckBlock)
-}
+class OneDNNBasicBlock(_OneDNNBlock, BasicBlock):
+    """Of two convolutions."""
+
+
+class OneDNNBottleneckBlock(_OneDNNBlock, BottleneckBlock):
+    """Of three."""
+
+
+_BLOCKS = {BasicBlock: OneDNNBasicBlock, BottleneckBlock: OneDNNBottleneckBlock}
 
 
 def _arguments(conv: nn.Conv2d) -> tuple:

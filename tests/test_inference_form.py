@@ -1,6 +1,7 @@
 """The form of a model that only detects: the same numbers, and not what training needs."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -271,6 +272,15 @@ def test_8_bits_of_unusual_inputs():
         without = nn.Linear(4, 3, bias=False)
         x = torch.eye(4)
         assert_close(Int8Linear(without)(x), without(x), rtol=0.02, atol=0.02)
+
+
+@needs_onednn
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies(copied, int8):
+    """As a server makes them, for each of its processes."""
+    form = trained_norms(build()).for_inference(int8=int8)
+    assert_close(raw(copied(form), batch()), raw(form, batch()), rtol=0, atol=0)
 
 
 @needs_onednn
