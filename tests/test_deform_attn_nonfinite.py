@@ -103,3 +103,22 @@ def test_nan_in_the_output_gradient(fused, implementation):
     for a, b, mask in zip(got[1:], wanted[1:], spoilt):
         assert torch.equal(a.isnan(), mask)
         assert_close(a[~mask], b[~mask])
+
+
+@both
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_unreadable_logit(implementation, read, bad):
+    """It makes what its query and head read not a number, and changes no bit of the others."""
+    problem = make_problem(True, numbers=2, dtype=torch.float32)
+    value, _, offsets, logits = problem.tensors
+    offsets[1, 2, 0] = 0.0 if read else 1e6
+    with using(implementation):
+        before = problem.call(*problem.tensors).unflatten(2, value.shape[2:])
+        logits[1, 2, 0, 3] = bad
+        after = problem.call(*problem.tensors).unflatten(2, value.shape[2:])
+    spoilt = torch.zeros(after.shape, dtype=torch.bool)
+    # PyTorch's function multiplies what is outside by zero, the kernels do not read it.
+    spoilt[1, 2, 0] = read or implementation == "pytorch"
+    assert torch.equal(after.isnan(), spoilt)
+    assert torch.equal(after[~spoilt], before[~spoilt])

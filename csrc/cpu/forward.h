@@ -1,49 +1,32 @@
-// Forward: for each (image, query, head), list the cells to read, then add them up channel by
+// Forward: for each (image, query, head), find the cells to read, then add them up channel by
 // channel.
 #pragma once
+
+#include <algorithm>
 
 #include "geometry.h"
 
 namespace ddetr {
 namespace {
 
-// Cells inside the map that a pair (query, head) reads, with bilinear times attention weights.
-template <class C>
-struct Cells {
-  Index<C>* position;
-  C* weight;
-  int64_t count = 0;
+// The values of one image and head. What is outside the map reads zeros: in a copy they have a
+// position of their own, so that all positions are alike.
+template <bool kCopy, class T>
+struct Source {
+  const T* value;
+  int64_t stride;
+  const T* zeros;
 
-  Cells(const Problem& p, Scratch& scratch)
-      // Four per sample, and room for the last store of a whole block.
-      : position(scratch.take<Index<C>>(4 * p.samples + 5 * kBlock)),
-        weight(scratch.take<C>(4 * p.samples + 5 * kBlock)) {}
-
-  void append(const CellBlock<C>& block, int64_t samples) {
-    for (int corner = 0; corner < 4; ++corner) {
-#if DDETR_VECTOR_BYTES == 64
-      if constexpr (sizeof(C) == 4) {
-        const __m512i at = _mm512_load_si512(block.position[corner]);
-        const __mmask16 present = _mm512_movepi32_mask(at) ^ 0xffff;  // the sign: -1 is outside
-        _mm512_storeu_si512(position + count, _mm512_maskz_compress_epi32(present, at));
-        _mm512_storeu_ps(weight + count, _mm512_maskz_compress_ps(
-                                             present, _mm512_load_ps(block.weight[corner])));
-        count += __builtin_popcount(present);
-        continue;
-      }
-#endif
-      for (int64_t i = 0; i < samples; ++i) {
-        position[count] = block.position[corner][i];
-        weight[count] = block.weight[corner][i];
-        count += block.position[corner][i] >= 0;
-      }
-    }
+  const T* at(int64_t position) const {
+    const T* cell = value + position * stride;
+    return kCopy || position >= 0 ? cell : zeros;
   }
+  Source channel(int64_t d) const { return {value + d, stride, zeros + d}; }
 };
 
 // sum += weight * from[0 .. kVectors * lanes).
-template <int kVectors, class T>
-inline void add(Sum<T> weight, const T* from, Vector<Sum<T>>* sum) {
+template <int kVectors, class T, class Weight>
+inline void add(Weight weight, const T* from, Vector<Sum<T>>* sum) {
   constexpr int lanes = Lanes<Sum<T>>::count;
   if constexpr (kVectors == 1) {
     sum[0] += weight * load(from);
@@ -56,45 +39,80 @@ inline void add(Sum<T> weight, const T* from, Vector<Sum<T>>* sum) {
   }
 }
 
-// out[0 .. kVectors * lanes) = sum_i weight[i] * value[position[i] * stride + ...].
-template <int kVectors, class T>
-inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t stride, T* out) {
+// Adds one of the four cells of `count` samples. Upper left ones come one after the other, then
+// upper right ones, ...: what is read next is not what lies beside it, and has time to arrive.
+template <int kVectors, int kChains, bool kCopy, class T>
+inline void add_corner(const CellBlock<Sum<T>>& block, int corner, int64_t count,
+                       const Source<kCopy, T>& from, Vector<Sum<T>> (*sum)[kVectors]) {
+  const Index<Sum<T>>* position = block.position[corner];
+  const Sum<T>* weight = block.weight[corner];
+#if DDETR_VECTOR_BYTES == 64
+  if constexpr (kVectors == 2 && std::is_same_v<T, float>) {
+    if (count == kBlock) {
+      // Out of a register: loads are what takes longest.
+      const __m512 weights = _mm512_load_ps(weight);
+#pragma GCC unroll 16
+      for (int i = 0; i < kBlock; ++i) {
+        const __m512 same = _mm512_permutexvar_ps(_mm512_set1_epi32(i), weights);
+        add<kVectors>((VectorF)same, from.at(position[i]), sum[i % kChains]);
+      }
+      return;
+    }
+  }
+#endif
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains)
+    for (int chain = 0; chain < kChains; ++chain)
+      add<kVectors>(weight[i + chain], from.at(position[i + chain]), sum[chain]);
+  for (; i < count; ++i) add<kVectors>(weight[i], from.at(position[i]), sum[0]);
+}
+
+// out[0 .. kVectors * lanes) = scale * the sum over the cells of all samples of weight * value.
+template <int kVectors, bool kCopy, class T>
+inline void weighted_sum(const CellBlock<Sum<T>>* block, int64_t samples,
+                         const Source<kCopy, T>& from, Sum<T> scale, T* out) {
   constexpr int lanes = Lanes<Sum<T>>::count;
   constexpr int chains = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;  // hides the latency of FMA
   Vector<Sum<T>> sum[chains][kVectors] = {};
-  int64_t i = 0;
-  for (; i + chains <= cells.count; i += chains)
-    for (int chain = 0; chain < chains; ++chain)
-      add<kVectors>(cells.weight[i + chain], value + cells.position[i + chain] * stride,
-                    sum[chain]);
-  for (; i < cells.count; ++i)
-    add<kVectors>(cells.weight[i], value + cells.position[i] * stride, sum[0]);
-  for (int v = 0; v < kVectors; ++v)
+  for (; samples > 0; samples -= kBlock, ++block)
+    for (int corner = 0; corner < 4; ++corner)
+      add_corner<kVectors, chains>(*block, corner, samples < kBlock ? samples : kBlock, from, sum);
+  for (int v = 0; v < kVectors; ++v) {
     for (int chain = 1; chain < chains; ++chain) sum[0][v] += sum[chain][v];
+    sum[0][v] *= scale;
+  }
   if constexpr (kVectors == 1)
     store(out, sum[0][0]);
   else
     for (int v = 0; v < kVectors; v += 2) store2(out + v * lanes, sum[0][v], sum[0][v + 1]);
 }
 
-template <class T>
-inline void weighted_sum(const Cells<Sum<T>>& cells, const T* value, int64_t stride,
-                         int64_t channels, T* out) {
+// Always inline: as a function of its own, it would take a twentieth more time.
+template <bool kCopy, class T>
+__attribute__((always_inline)) inline void weighted_sum(const CellBlock<Sum<T>>* blocks,
+                                                        int64_t samples,
+                                                        const Source<kCopy, T>& from, Sum<T> scale,
+                                                        int64_t channels, T* out) {
   constexpr int lanes = Lanes<Sum<T>>::count;
   int64_t d = 0;
   if constexpr (lanes <= 4)  // 32 channels at once
     for (; d + 8 * lanes <= channels; d += 8 * lanes)
-      weighted_sum<8>(cells, value + d, stride, out + d);
+      weighted_sum<8>(blocks, samples, from.channel(d), scale, out + d);
   for (; d + 4 * lanes <= channels; d += 4 * lanes)
-    weighted_sum<4>(cells, value + d, stride, out + d);
+    weighted_sum<4>(blocks, samples, from.channel(d), scale, out + d);
   for (; d + 2 * lanes <= channels; d += 2 * lanes)
-    weighted_sum<2>(cells, value + d, stride, out + d);
-  for (; d + lanes <= channels; d += lanes) weighted_sum<1>(cells, value + d, stride, out + d);
+    weighted_sum<2>(blocks, samples, from.channel(d), scale, out + d);
+  for (; d + lanes <= channels; d += lanes)
+    weighted_sum<1>(blocks, samples, from.channel(d), scale, out + d);
   for (; d < channels; ++d) {
     Sum<T> sum = 0;
-    for (int64_t i = 0; i < cells.count; ++i)
-      sum += cells.weight[i] * to_sum(value[cells.position[i] * stride + d]);
-    from_sum(sum, out + d);
+    for (int64_t k = 0; k < samples; ++k) {
+      const CellBlock<Sum<T>>& block = blocks[k / kBlock];
+      for (int corner = 0; corner < 4; ++corner)
+        sum += block.weight[corner][k % kBlock] *
+               to_sum(from.at(block.position[corner][k % kBlock])[d]);
+    }
+    from_sum(sum * scale, out + d);
   }
 }
 
@@ -104,8 +122,9 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
   using C = Sum<T>;
   Scratch scratch;
   PixelMap<C> map(p, scratch);
-  Cells<C> cells(p, scratch);
-  C* probabilities = scratch.take<C>(p.samples + kBlock);
+  C* powers = scratch.take<C>(p.samples + kBlock);
+  T* zeros = scratch.take<T>(p.channels);
+  std::memset(zeros, 0, p.channels * sizeof(T));
   // Levels are those of the samples whatever the query; samples beyond K lie in an empty level.
   const int64_t num_blocks = (p.samples + kBlock - 1) / kBlock;
   CellBlock<C>* blocks = scratch.take<CellBlock<C>>(num_blocks);
@@ -119,23 +138,33 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
   const auto pair_forward = [&](int64_t image, int64_t pair, int64_t head) {
     const O* points = static_cast<const O*>(p.points) + 2 * pair * p.samples;
     const C* attention = static_cast<const C*>(p.weights) + pair * p.samples;
+    C scale = 1;
     if (p.references) {
-      softmax(static_cast<const O*>(p.weights) + pair * p.samples, p.samples, probabilities);
-      attention = probabilities;
+      const O* logits = static_cast<const O*>(p.weights) + pair * p.samples;
+      const C sum = exponentials(logits, p.samples, powers);  // which only the result waits for
+      if (sum > 0)
+        scale = 1 / sum;
+      else  // not a number, and only what is read becomes so
+        std::fill(powers, powers + p.samples, sum);
+      attention = powers;
     }
-    cells.count = 0;
     for (int64_t k = 0; k < p.samples; k += kBlock) {
       CellBlock<C>& block = blocks[k / kBlock];
       const int64_t count = p.samples - k < kBlock ? p.samples - k : kBlock;
       block.set_pixels(0, count, points + 2 * k, map.step + 2 * k, map.base + 2 * k);
       copy_in(attention + k, count, block.attention);
-      block.find(-1);
-      cells.append(block, count);
+      block.find(p.outside);
     }
     const T* value =
         static_cast<const T*>(p.value) + image * p.value_strides[0] + head * p.value_strides[2];
-    weighted_sum(cells, value, p.value_strides[1], p.channels,
-                 static_cast<T*>(output) + pair * p.channels);
+    T* out = static_cast<T*>(output) + pair * p.channels;
+    const auto sum_of = [&](auto from) {
+      weighted_sum(blocks, p.samples, from, scale, p.channels, out);
+    };
+    if (p.outside < 0)
+      sum_of(Source<false, T>{value, p.value_strides[1], zeros});
+    else
+      sum_of(Source<true, T>{value, p.value_strides[1], zeros});
   };
   const bool all_heads = last_head - first_head == p.heads;
   for (int64_t query = first_query; query < last_query; ++query) {
@@ -159,11 +188,12 @@ template <class T, class O>
 void softmax_of_logits(const Problem& p, void* attention, int64_t first_pair, int64_t last_pair) {
   using C = Sum<T>;
   Scratch scratch;
-  C* probabilities = scratch.take<C>(p.samples + kBlock);
+  C* powers = scratch.take<C>(p.samples + kBlock);
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
-    softmax(static_cast<const O*>(p.weights) + pair * p.samples, p.samples, probabilities);
-    std::memcpy(static_cast<C*>(attention) + pair * p.samples, probabilities,
-                p.samples * sizeof(C));
+    const O* logits = static_cast<const O*>(p.weights) + pair * p.samples;
+    const C scale = 1 / exponentials(logits, p.samples, powers);
+    C* out = static_cast<C*>(attention) + pair * p.samples;
+    for (int64_t k = 0; k < p.samples; ++k) out[k] = powers[k] * scale;
   }
 }
 

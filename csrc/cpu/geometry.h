@@ -97,16 +97,17 @@ struct CellBlock {
       const V dx = xs - x0, dy = ys - y0, a = load(attention + i);
       const V bottom = a * dy, top = a - bottom, bottom_right = bottom * dx, top_right = top * dx;
       store(fx + i, dx), store(fy + i, dy);
-      store(weight[0] + i, top - top_right), store(weight[1] + i, top_right);
-      store(weight[2] + i, bottom - bottom_right), store(weight[3] + i, bottom_right);
       const M has_left = in & (ix >= 0), has_right = in & (x0 < w - 1);
       const M has_top = iy >= 0, has_bottom = y0 < h - 1;
       const M rows = load(row + i), at = load(start + i) + iy * rows + ix;
-      const auto put = [&](int corner, M present, M where) {
+      const auto put = [&](int corner, M present, M where, V share) {
         store(position[corner] + i, (M)((present & where) | (~present & outside)));
+        store(weight[corner] + i, (V)(present & (M)share));
       };
-      put(0, has_left & has_top, at), put(1, has_right & has_top, at + 1);
-      put(2, has_left & has_bottom, at + rows), put(3, has_right & has_bottom, at + rows + 1);
+      put(0, has_left & has_top, at, top - top_right);
+      put(1, has_right & has_top, at + 1, top_right);
+      put(2, has_left & has_bottom, at + rows, bottom - bottom_right);
+      put(3, has_right & has_bottom, at + rows + 1, bottom_right);
       store(inside + i, in);
     }
   }
@@ -124,65 +125,85 @@ template <class C>
 struct PixelMap {
   C *step, *base;  // (K, 2)
 
-  PixelMap(const Problem& p, Scratch& scratch)
-      : step(scratch.take<C>(2 * p.samples)), base(scratch.take<C>(2 * p.samples)), p_(p) {
-    for (int64_t l = 0; l < p.levels; ++l)
-      fill(p.level[l], p.level[l].width, p.level[l].height, C(-0.5), C(-0.5));
+  PixelMap(const Problem& p, Scratch& scratch) : p_(p) {
+    const int64_t padded = round_up(2 * p.samples, kBlock);  // what is behind K nobody reads
+    step = scratch.take<C>(padded), base = scratch.take<C>(padded);
+    size_ = scratch.take<C>(padded), half_share_ = scratch.take<C>(padded);
+    source_ = scratch.take<Index<C>>(padded);
+    for (int64_t l = 0; l < p.levels; ++l) {
+      const Level& level = p.level[l];
+      for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k)
+        for (int axis = 0; axis < 2; ++axis) {
+          const int64_t i = 2 * k + axis;
+          size_[i] = axis ? level.height : level.width;
+          half_share_[i] = size_[i] / C(2 * level.points);
+          source_[i] = l * p.reference_size + axis;
+          step[i] = p.references ? C(1) : size_[i];
+          base[i] = C(-0.5);
+        }
+    }
   }
 
   // With references they are those of a query, (image, query) flattened.
   void set_query(int64_t query) {
-    for (int64_t l = 0; l < p_.levels; ++l) set_query(query, l);
-  }
-
-  void set_query(int64_t query, int64_t l) {
-    const C* reference =
-        static_cast<const C*>(p_.references) + (query * p_.levels + l) * p_.reference_size;
-    const Level& level = p_.level[l];
-    const C w = level.width, h = level.height;
+    const int64_t numbers = p_.levels * p_.reference_size;
+    const C* reference = static_cast<const C*>(p_.references) + query * numbers;
     const bool box = p_.reference_size == 4;  // then offsets are shares of half its size
-    fill(level, box ? reference[2] * w / C(2 * level.points) : C(1),
-         box ? reference[3] * h / C(2 * level.points) : C(1), reference[0] * w - C(0.5),
-         reference[1] * h - C(0.5));
-  }
-
- private:
-  void fill(const Level& level, C step_x, C step_y, C base_x, C base_y) {
-    for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k) {
-      step[2 * k] = step_x, step[2 * k + 1] = step_y;
-      base[2 * k] = base_x, base[2 * k + 1] = base_y;
+#if DDETR_VECTOR_BYTES == 64
+    if constexpr (sizeof(C) == 4) {
+      if (numbers <= Lanes<C>::count) {  // they fit into one register
+        const __m512 all = _mm512_maskz_loadu_ps((1u << numbers) - 1, reference);
+        const auto chosen = [&](int64_t i, int next) {
+          const __m512i source = _mm512_load_si512(source_ + i);
+          const __m512i at = _mm512_add_epi32(source, _mm512_set1_epi32(next));
+          return (VectorF)_mm512_permutexvar_ps(at, all);
+        };
+        for (int64_t i = 0; i < 2 * p_.samples; i += Lanes<C>::count) {
+          store(base + i, chosen(i, 0) * load(size_ + i) - 0.5f);
+          if (box) store(step + i, chosen(i, 2) * load(half_share_ + i));
+        }
+        return;
+      }
+    }
+#endif
+    for (int64_t i = 0; i < 2 * p_.samples; ++i) {
+      base[i] = reference[source_[i]] * size_[i] - C(0.5);
+      if (box) step[i] = reference[source_[i] + 2] * half_share_[i];
     }
   }
 
+ private:
   const Problem& p_;
+  C *size_, *half_share_;  // of the level: its width or height, and that by twice its points
+  Index<C>* source_;       // which of the numbers of a query
 };
 
-// Attention of the K samples of a pair, from logits. A logit that is not a number makes all so.
+// The softmax of the K samples of a pair, times its denominator, which is returned: exp(logit -
+// largest logit). A logit that is not a number makes all so.
 template <class O, class C>
-inline void softmax(const O* logits, int64_t samples, C* attention) {
+inline C exponentials(const O* logits, int64_t samples, C* powers) {
   if constexpr (sizeof(C) == 8) {
     C max = -INFINITY, sum = 0;
     for (int64_t k = 0; k < samples; ++k) max = logits[k] <= max ? max : logits[k];
-    for (int64_t k = 0; k < samples; ++k) sum += attention[k] = std::exp(logits[k] - max);
-    for (int64_t k = 0; k < samples; ++k) attention[k] /= sum;
+    for (int64_t k = 0; k < samples; ++k) sum += powers[k] = std::exp(logits[k] - max);
+    return sum;
   } else {
     constexpr int lanes = Lanes<C>::count;
     const int64_t padded = round_up(samples, lanes);
-    copy_in(logits, samples, attention);
-    for (int64_t k = samples; k < padded; ++k) attention[k] = -INFINITY;
-    VectorF highest = load(attention), sums = {};
+    copy_in(logits, samples, powers);
+    for (int64_t k = samples; k < padded; ++k) powers[k] = -INFINITY;
+    VectorF highest = load(powers), sums = {};
     for (int64_t k = lanes; k < padded; k += lanes) {
-      const VectorF v = load(attention + k);
+      const VectorF v = load(powers + k);
       highest = select<float>(v <= highest, highest, v);
     }
     const float max = reduce_max<float>(highest);
     for (int64_t k = 0; k < padded; k += lanes) {
-      const VectorF e = exp(load(attention + k) - max);
-      store(attention + k, e);
+      const VectorF e = exp(load(powers + k) - max);
+      store(powers + k, e);
       sums += e;
     }
-    const float scale = 1 / reduce<float>(sums);
-    for (int64_t k = 0; k < padded; k += lanes) store(attention + k, load(attention + k) * scale);
+    return reduce<float>(sums);
   }
 }
 

@@ -97,10 +97,11 @@ struct Call {
     // Many samples: head by head, from a copy. What the queries of a row and the next read of one
     // head fits into the cache of a core; of all heads, or with the others between, it would not.
     const int64_t row = p.channels * value.element_size();
-    Tensor head_map = torch::stable::new_empty(value, {p.positions, p.channels});
+    Tensor head_map = torch::stable::new_empty(value, {p.positions + 1, p.channels});
     char* const map = static_cast<char*>(head_map.mutable_data_ptr());
+    zero(map + p.positions * row, row);
     Problem one = p;
-    one.value = map;
+    one.value = map, one.outside = p.positions;
     one.value_strides[0] = one.value_strides[2] = 0, one.value_strides[1] = p.channels;
     for (int64_t image = 0; image < p.images; ++image) {
       for (int64_t head = 0; head < p.heads; ++head) {
