@@ -107,6 +107,29 @@ def test_other_strides():
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("of_relu", [False, True])
+def test_compiled(of_relu):
+    """In one graph; a mask is drawn once for both passes, the mask of PyTorch's, and anew next."""
+    torch._dynamo.reset()
+    module = Dropout(0.25)
+    run = torch.compile(
+        module.of_relu_ if of_relu else module,
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager_decomp_partition",  # what need not be kept is computed again
+    )
+    for rows in (40, 50):
+        x = torch.randn(rows, 60, requires_grad=True)
+        results = []
+        for call in (run, lambda x: nn.Dropout(0.25)(x.relu() if of_relu else x)):
+            torch.manual_seed(rows)
+            y = call(x)
+            results.append((y, *torch.autograd.grad(y.sum(), x)))
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b)
+        assert not torch.equal(run(x), results[0][0])
+
+
 def test_memory():
     """A byte a number is kept for the backward pass, where PyTorch keeps a scale for each."""
     kept = []

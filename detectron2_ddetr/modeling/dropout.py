@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .ops.bernoulli import bernoulli
+from .ops.bernoulli import bernoulli, bernoulli_like
 from .ops.scale_kept import scale_kept
 
 
@@ -22,6 +22,8 @@ class Dropout(nn.Dropout):
         """(...) -> the same."""
         if not self.draws(x):
             return super().forward(x)
+        if torch.compiler.is_compiling():
+            return _compiled(x, self.p)
         return _Dropout.apply(x, self.p)
 
     def of_relu_(self, x: Tensor) -> Tensor:
@@ -33,13 +35,20 @@ class Dropout(nn.Dropout):
         """
         if not self.draws(x):
             return super().forward(F.relu_(x))
+        if torch.compiler.is_compiling():
+            return _compiled(F.relu(x), self.p)
         return _DropoutOfReLU.apply(x, self.p)
 
     def draws(self, x: Tensor) -> bool:
         """Whether the mask of `x` is drawn here, and not by PyTorch."""
-        if not self.training or not 0 < self.p < 1 or torch.compiler.is_compiling():
+        if not self.training or not 0 < self.p < 1:
             return False
         return x.device.type == "cpu" and x.is_contiguous()
+
+
+def _compiled(x: Tensor, p: float) -> Tensor:
+    """Dropout in products, of which a compiler makes one pass with what is around them."""
+    return x * bernoulli_like(x, 1 - p) * (1 / (1 - p))
 
 
 class _Dropout(torch.autograd.Function):
