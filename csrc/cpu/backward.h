@@ -175,7 +175,8 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
           prefetch(grad_attention + (pair + ahead) * p.samples + k, count * sizeof(C));
           if (b == 0) prefetch(grad_output + (pair + ahead) * p.channels, p.channels * sizeof(T));
         }
-        if (p.references && b == 0) pixels.set_query(row);
+        if (p.references && b == 0)
+          pixels.set_query(row, first.first_sample, first.first_sample + samples);
         const C* g;
         if constexpr (std::is_same_v<T, C>) g = grad_output + pair * p.channels;
         if (!as_is) {

@@ -144,8 +144,10 @@ struct PixelMap {
     }
   }
 
-  // With references they are those of a query, (image, query) flattened.
-  void set_query(int64_t query) {
+  // With references they are those of a query, (image, query) flattened; of samples first to last.
+  void set_query(int64_t query) { set_query(query, 0, p_.samples); }
+
+  void set_query(int64_t query, int64_t first, int64_t last) {
     const int64_t numbers = p_.levels * p_.reference_size;
     const C* reference = static_cast<const C*>(p_.references) + query * numbers;
     const bool box = p_.reference_size == 4;  // then offsets are shares of half its size
@@ -158,7 +160,7 @@ struct PixelMap {
           const __m512i at = _mm512_add_epi32(source, _mm512_set1_epi32(next));
           return (VectorF)_mm512_permutexvar_ps(at, all);
         };
-        for (int64_t i = 0; i < 2 * p_.samples; i += Lanes<C>::count) {
+        for (int64_t i = 2 * first / kBlock * kBlock; i < 2 * last; i += Lanes<C>::count) {
           store(base + i, chosen(i, 0) * load(size_ + i) - 0.5f);
           if (box) store(step + i, chosen(i, 2) * load(half_share_ + i));
         }
@@ -166,7 +168,7 @@ struct PixelMap {
       }
     }
 #endif
-    for (int64_t i = 0; i < 2 * p_.samples; ++i) {
+    for (int64_t i = 2 * first; i < 2 * last; ++i) {
       base[i] = reference[source_[i]] * size_[i] - C(0.5);
       if (box) step[i] = reference[source_[i] + 2] * half_share_[i];
     }

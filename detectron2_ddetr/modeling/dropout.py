@@ -28,10 +28,11 @@ class Dropout(nn.Dropout):
 
     def of_relu_(self, x: Tensor) -> Tensor:
         """
-        Dropout of the ReLU of `x`, which is overwritten, in training on CPUs by the result.
+        Dropout of the ReLU of `x`, which is overwritten, in training on CPUs by the result. What a
+        compiler makes of it may leave `x` as it is.
 
-        Neither the mask nor the result of ReLU is kept for the backward pass: both can be told
-        from the result, which is positive where neither of them made it zero.
+        Without a compiler neither the mask nor the result of ReLU is kept for the backward pass:
+        both can be told from the result, which is positive where neither of them made it zero.
         """
         if not self.draws(x):
             return super().forward(F.relu_(x))
