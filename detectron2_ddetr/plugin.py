@@ -2,6 +2,7 @@
 
 from . import counters as _counters  # noqa: F401  registers
 from .backbones import dat as _dat  # noqa: F401  registers
+from .backbones import efficientnet_lite as _efficientnet_lite  # noqa: F401  registers
 from .backbones import resnet as _resnet  # noqa: F401  registers
 from .backbones import timm_features as _timm_features  # noqa: F401  registers
 from .build import (

@@ -59,11 +59,12 @@ if TOOLBOX == "detectron2":
     from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
     from detectron2.structures import Boxes, BoxMode, ImageList, Instances
     from detectron2.utils import comm
+    from detectron2.utils.file_io import PathManager
     from detectron2.utils.logger import setup_logger
 else:
     from .host import comm, hooks
     from .host import transforms as T
-    from .host.checkpoint import DetectionCheckpointer
+    from .host.checkpoint import DetectionCheckpointer, PathManager
     from .host.config import CfgNode, configurable, get_cfg
     from .host.data import (
         DatasetCatalog,

@@ -117,7 +117,8 @@ def test_a_peer_of_mixed_precision_stays_float32(peer, capsys):
 
 
 def test_inference_is_not_training():
-    cfg = benchmark.load_config(COMMON[1], [*SMALL, "SOLVER.IMS_PER_BATCH", "2"])
+    opts = [*SMALL, "SOLVER.IMS_PER_BATCH", "2", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    cfg = benchmark.load_config(COMMON[1], opts)
     model = benchmark.Trainer.build_model(cfg)
     before = [p.clone() for p in model.parameters()]
     train_step, infer = benchmark.our_functions(cfg, model)

@@ -43,6 +43,7 @@ def needs(format):
     [
         *((variant, "torchscript", None) for variant in [*FAMILY, "dcn"]),
         ("single_scale", "torch.export", None),
+        ("lite", "torch.export", None),
         ("dat", "torch.export", (96, 128)),
         ("dat", "onnx", (96, 128)),
         ("h", "onnx", (96, 128)),

@@ -17,6 +17,7 @@ from .test_meta_arch import TINY_BACKBONE
 OTHERS = {
     "dcn": "deformable_detr/deformable_detr_R_50_dcnv2_50ep.yaml",
     "dat": "dat/deformable_detr_DAT_T_50ep.yaml",
+    "lite": "quick_start.yaml",
 }
 
 
@@ -31,6 +32,8 @@ def cfg_of(variant):
     if variant == "dat":
         opts += ["MODEL.DAT.NAME", "DAT-XS"]
         opts += ["MODEL.DETR.IN_FEATURES", ["stride32"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
+    elif variant == "lite":
+        opts += ["MODEL.DETR.IN_FEATURES", ["stride8"], "MODEL.DETR.NUM_FEATURE_LEVELS", 2]
     elif variant == "single_scale":
         opts += [*TINY_BACKBONE, 1]
     elif variant not in ("single_scale_dc5", "detr"):
@@ -44,7 +47,7 @@ def model_of(variant):
     torch.manual_seed(0)
     model = build_model(cfg_of(variant)).eval()
     randomise(model.head, std=0.1)
-    if variant != "two_stage" and variant in TWO_STAGE:
+    if variant == "lite" or variant != "two_stage" and variant in TWO_STAGE:
         # Their content goes by rank, which the rounding of near ties would change.
         model.head.query_embed.weight.data[:] = model.head.query_embed.weight.data[0]
     return model

@@ -48,7 +48,7 @@ def test_shipped_configs(config, freeze_at):
     for name, batch in BATCHES.items():
         assert without_gradient(model, batch()) == [], name
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    first = ("stem.", "res2.", "patch_proj.", "stages.0.")
+    first = ("stem.", "res2.", "stride2.", "stride4.", "patch_proj.", "stages.0.")
     assert all(n.removeprefix("backbone.").startswith(first) for n in frozen)
     assert bool(frozen) == bool(freeze_at)
 
@@ -69,6 +69,14 @@ def unread(model, *prefixes):
     ]
     assert frozen
     return frozen
+
+
+def test_a_model_built_without_gradients_trains_all_the_same(tried_once):
+    tried_once.clear()
+    with torch.no_grad():
+        model = small()
+    tried_once.clear()
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_stage_that_is_not_read(caplog, tried_once):

@@ -122,4 +122,4 @@ def test_our_model_says_where_it_comes_from():
         for name in ("log.txt", "metrics.json")
     )
     assert "num_gpus=2" in log and "/tmp" not in log and "/root" not in log
-    assert json.loads(metrics.splitlines()[-1])["bbox/AP"] == pytest.approx(55.88, abs=0.005)
+    assert json.loads(metrics.splitlines()[-1])["bbox/AP"] == pytest.approx(58.63, abs=0.005)

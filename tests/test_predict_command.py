@@ -200,7 +200,8 @@ def test_options_and_keys_between_and_behind_the_inputs(run, tmp_path, monkeypat
         (["RUN", "a.png", "--json", "no/x.json"], "folder '.*/no' does not exist"),
         (["RUN", "a.png", "--ids-of", "t.json"], "give --json FILE too"),
         (["RUN", "a.png", "MODEL.DEVICEE", "cpu"], "no key MODEL.DEVICEE; did you mean"),
-        (["--config-file", "quick_start.yaml", "a.png"], "MODEL.WEIGHTS is empty"),
+        (["--config-file", "quick_start_from_scratch.yaml", "a.png"], "MODEL.WEIGHTS is empty"),
+        (["--config-file", "quick_start.yaml", "a.png"], "of a backbone, not a trained detector"),
     ],
 )
 def test_refused(run, words, message, tmp_path):  # noqa: F811

@@ -31,7 +31,9 @@ def test_refused_before_a_model_is_built(monkeypatch, tmp_path, words, message):
     opts += [] if "MODEL.WEIGHTS" in message else ["MODEL.WEIGHTS", "model_final.pth"]
     options, keys = (words, []) if words[:1] != ["DATASETS.TEST"] else ([], words)
     with pytest.raises(SystemExit, match=message) as info:
-        cli.main(["visualize", "--config-file", "quick_start.yaml", *options, *opts, *keys])
+        cli.main(
+            ["visualize", "--config-file", "quick_start_from_scratch.yaml", *options, *opts, *keys]
+        )
     assert "--resume" not in str(info.value)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from detectron2_ddetr import Checkpointer
 from detectron2_ddetr.errors import MissingFileError
+from detectron2_ddetr.toolbox import DetectionCheckpointer
 
 from .test_checkpoint import build, same, saved, snapshot  # noqa: F401
 
@@ -63,7 +64,9 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_weights_of_a_package(installed):
+@pytest.mark.parametrize("checkpointer", [Checkpointer, DetectionCheckpointer])
+def test_weights_of_a_package(installed, checkpointer):
+    """The toolbox's own finds them, too."""
     model = build()
-    Checkpointer(model).load("package://some_weights/models/x.pth")
+    checkpointer(model).load("package://some_weights/models/x.pth")
     assert set(model.head.class_embed[0].bias.tolist()) == {5.0}

@@ -43,7 +43,8 @@ def unread_parameters(backbone: nn.Module, names: Sequence[str], image: Tensor) 
     modes = {module: module.training for module in probe.modules()}
     try:
         probe.eval()
-        torch.func.functional_call(probe, tensors, (image,))
+        with torch.enable_grad():  # whoever builds a model may not want gradients
+            torch.func.functional_call(probe, tensors, (image,))
     finally:
         for module, mode in modes.items():
             module.training = mode

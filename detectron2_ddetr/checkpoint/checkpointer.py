@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import InputError, MissingFileError
 from ..toolbox import DetectionCheckpointer
+from . import package_files as _package_files  # noqa: F401  registers
 from .class_names import class_names_of, difference_of_names
 from .entries import CATEGORY_IDS, CLASS_NAMES, DILATED, LICENCE, REFINES, SOURCE, dilated_of
 from .files import (
@@ -21,7 +22,6 @@ from .files import (
 from .fine_tune import fit_classes_and_queries, tensors_by_part
 from .fit import check_dilation, check_refinement, check_state_dict, is_dilated
 from .hub import weights_of_folder
-from .package_files import SCHEME, package_file
 from .projects import class_names_by_rows
 from .reading import read_state_dict
 from .train_only import with_train_only
@@ -124,8 +124,6 @@ class Checkpointer(DetectionCheckpointer):
 
     def _local_path(self, path: str) -> str:
         """Where the file is on this machine; an address is downloaded first."""
-        if path.startswith(SCHEME):
-            return package_file(path)
         if "://" not in path:
             path = weights_of_folder(path) or path
             if not os.path.isfile(path):
@@ -138,6 +136,8 @@ class Checkpointer(DetectionCheckpointer):
         address = path.partition("?")[0].replace("detectron2://", _DETECTRON2_FILES)
         try:
             local = self.path_manager.get_local_path(address)
+        except MissingFileError:  # of a package:// address
+            raise
         except (OSError, KeyError, RuntimeError) as error:  # the latter two of a catalog:// address
             raise MissingFileError(
                 f"{path} cannot be downloaded ({error}); download it on a machine that can, and "

@@ -3,9 +3,10 @@
 import importlib.util
 import os
 
-from ..errors import MissingFileError
+from iopath.common.file_io import PathHandler
 
-SCHEME = "package://"
+from ..errors import MissingFileError
+from ..toolbox import PathManager
 
 
 def package_file(address: str) -> str:
@@ -15,7 +16,7 @@ def package_file(address: str) -> str:
     Raises:
         MissingFileError: when the package is not installed, or has no such file.
     """
-    name, _, path = address.removeprefix(SCHEME).partition("/")
+    name, _, path = address.removeprefix(_PackageHandler.PREFIX).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingFileError(f"{address}: {name!r} is not installed; pip install {name}")
@@ -23,3 +24,18 @@ def package_file(address: str) -> str:
     if not os.path.isfile(file):
         raise MissingFileError(f"{address}: the package has no such file; there is no {file}")
     return file
+
+
+class _PackageHandler(PathHandler):
+    """Lets detectron2's own checkpointer load such an address, too."""
+
+    PREFIX = "package://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        return package_file(path)
+
+
+PathManager.register_handler(_PackageHandler())
