@@ -18,6 +18,7 @@ from detectron2_ddetr import Trainer, load_config
 from detectron2_ddetr.toolbox import HookBase
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/deformable_detr/quick_start_from_scratch.yaml"
 TINY = """
     INPUT.MIN_SIZE_TRAIN 64 INPUT.MAX_SIZE_TRAIN 96 INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 96
     MODEL.DETR.HIDDEN_DIM 32 MODEL.DETR.NHEADS 2 MODEL.DETR.ENC_LAYERS 1 MODEL.DETR.DEC_LAYERS 2
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         schedule = ["SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", iterations,
                     "TEST.EVAL_PERIOD", iterations // 20, "OUTPUT_DIR", folder]  # fmt: skip
-        trainer = Trainer(load_config(str(ROOT / "configs/quick_start.yaml"), [*TINY, *schedule]))
+        trainer = Trainer(load_config(str(ROOT / CONFIG), [*TINY, *schedule]))
         trainer.register_hooks([memory])
         trainer.resume_or_load(resume=False)
         trainer.train()

@@ -38,6 +38,7 @@ FEATURES = {
         for word in (f"MODEL.DETR.ACTIVATION_CHECKPOINTING.{part}", "True")
     ],
 }
+CONFIG = "quick_start_from_scratch.yaml"
 THIN = """MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 8
     MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.DETR.HIDDEN_DIM 32 MODEL.DETR.ENC_LAYERS 1
     MODEL.DETR.DEC_LAYERS 2 MODEL.DETR.DIM_FEEDFORWARD 32 MODEL.DETR.NUM_QUERIES 8
@@ -104,7 +105,7 @@ def try_feature(name: str, kills: int, longest: float, folder: Path) -> str:
     """Kills and resumes; a line of what was seen."""
     data = folder / "data"
     data.mkdir(parents=True)
-    words = ["--config-file", model_zoo.get_config_file("quick_start.yaml"), *write_data(data)]
+    words = ["--config-file", model_zoo.get_config_file(CONFIG), *write_data(data)]
     words += ["--resume", *THIN, *FEATURES[name]]
     killed, seen, log = folder / "killed", [-1], folder / "log.txt"
 
