@@ -48,6 +48,6 @@ DAT_SIZES = {
     "DAT-T++": _dat_plus_plus(64, 2, [1, 2, 4, 8], 0.2),
     "DAT-S++": _dat_plus_plus(96, 3, [1, 2, 3, 6], 0.4),
     "DAT-B++": _dat_plus_plus(128, 4, [2, 4, 8, 16], 0.7),
-    # Of the maps of the quick start's ResNet; nobody has published one so small.
+    # Of the maps of the quick starts' thin ResNet; nobody has published one so small.
     "DAT-XS": _dat(32, 2, 1, 1, 0.0),
 }
