@@ -31,6 +31,8 @@ MODEL.DETR.IN_FEATURES "('stride8', 'stride16', 'stride32')" """
 BACKBONES = {
     "ResNet-50": "",
     "ResNet-101": "MODEL.RESNETS.DEPTH 101",
+    "EfficientNet-Lite0": """MODEL.BACKBONE.NAME build_efficientnet_lite_backbone
+    MODEL.BACKBONE.FREEZE_AT 3 MODEL.DETR.IN_FEATURES "('stride8', 'stride16', 'stride32')" """,
     "Swin-T": TIMM.format(builder="build_timm_backbone", name="swin_tiny_patch4_window7_224"),
     "ConvNeXt-T": TIMM.format(builder="build_timm_backbone", name="convnext_tiny"),
     "ViT-S/16": TIMM.format(builder="build_timm_simple_pyramid", name="vit_small_patch16_224"),
