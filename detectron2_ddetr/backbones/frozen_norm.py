@@ -1,4 +1,4 @@
-"""BatchNorm of other libraries' networks, as it was loaded."""
+"""BatchNorm of pretrained networks, as it was loaded."""
 
 import torch
 import torch.nn.functional as F

