@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.deformable_resnet import DeformConv2d
+from .modeling.linear import Linear, is_for_onednn
 from .narrow_maps import leaves_one_column
 from .toolbox import BasicBlock, BottleneckBlock
 
@@ -18,39 +19,13 @@ def use_onednn(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = OneDNNLinear
+            module.__class__ = Linear
         elif isinstance(module, nn.Sequential):
             for before, block in zip([None, *module], module):
                 if type(block) in _BLOCKS and all(map(_is_plain, block.children())):
                     # What another block gives to this alone may be overwritten.
                     block.owns_input = type(before) in _BLOCKS.values()
                     block.__class__ = _BLOCKS[type(block)]
-
-
-def _takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of both is for oneDNN's operators."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False  # which may leave this process, as the operators may not
-    if x.device.type != "cpu" or x.requires_grad:  # they have no gradient
-        return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != weight.dtype:
-        return False  # an autocast around the caller's
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and _ops._is_mkldnn_bf16_supported()
-    )
-
-
-class OneDNNLinear(nn.Linear):
-    """
-    A linear layer of which nothing learns, computed by oneDNN on CPUs: with the bias in the
-    product, where PyTorch first copies it to all rows of the result.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not _takes(x, self.weight):
-            return super().forward(x)
-        x = x.to(self.weight.dtype)  # autocast does not know the operator
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 class _OneDNNBlock(nn.Module):
@@ -64,7 +39,8 @@ class _OneDNNBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         convolutions = [conv for name, conv in self.named_children() if name != "shortcut"]
         narrow = any(leaves_one_column(conv, x) for conv in convolutions)
-        if narrow or not _takes(x, self.conv1.weight):
+        # The operators have no gradient.
+        if narrow or x.requires_grad or not is_for_onednn(x, self.conv1.weight):
             return super().forward(x)
         # Autocast does not know the operators, and a sum of maps that lie in another order is none
         # of oneDNN's.

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detectron2_ddetr.config_rules import check_trainer_config
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.inference_form import Int8Linear
-from detectron2_ddetr.onednn import OneDNNLinear
+from detectron2_ddetr.modeling.linear import Linear
 from detectron2_ddetr.toolbox import TOOLBOX, build_model
 
 from .conftest import FAMILY, PROCESSOR, VARIANTS, small_cfg
@@ -97,8 +97,15 @@ def test_less_is_computed():
         with Operators(run) as operators:
             raw(run, batch())
         assert any("batch_norm" in name for name in operators.names) == slow
-        assert ("mkldnn._linear_pointwise" not in operators.names) == slow
         assert ("mkldnn._convolution_pointwise_.binary" not in operators.names) == slow
+
+
+@needs_onednn
+def test_linear_layers_of_other_backbones():
+    model = build()
+    model.backbone.add_module("of_timm", nn.Linear(3, 2))
+    form = model.for_inference()
+    assert type(form.backbone.of_timm) is Linear and type(model.backbone.of_timm) is nn.Linear
 
 
 @needs_onednn
@@ -292,7 +299,7 @@ def test_a_model_of_8_bits():
     ends = {name.rpartition(".")[2] for name in layers}
     assert ends == {"linear1", "linear2", "value_proj", "output_proj"}
     assert len(layers) == 4 * 4  # of two encoder and two decoder layers
-    assert isinstance(form.head.class_embed[0], OneDNNLinear)
+    assert isinstance(form.head.class_embed[0], Linear)
     found, expected = raw(form, batch()), raw(model, batch())
     assert_close(found["pred_boxes"], expected["pred_boxes"], rtol=0, atol=0.05)
     assert not torch.equal(found["pred_boxes"], expected["pred_boxes"])

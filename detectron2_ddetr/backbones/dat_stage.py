@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..modeling.channels_last import ChannelNorm, Pointwise, depthwise
+from ..modeling.linear import Linear
 
 
 class Perceptron(nn.Module):
@@ -14,10 +15,10 @@ class Perceptron(nn.Module):
     def __init__(self, channels: int, expansion: int, drop: float):
         super().__init__()
         self.chunk = nn.Sequential()
-        self.chunk.add_module("linear1", nn.Linear(channels, expansion * channels))
+        self.chunk.add_module("linear1", Linear(channels, expansion * channels))
         self.chunk.add_module("act", nn.GELU())
         self.chunk.add_module("drop1", nn.Dropout(drop))
-        self.chunk.add_module("linear2", nn.Linear(expansion * channels, channels))
+        self.chunk.add_module("linear2", Linear(expansion * channels, channels))
         self.chunk.add_module("drop2", nn.Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .attention import MultiheadAttention
 from .dropout import Dropout
+from .linear import Linear
 from .memory import Memory, to_levels
 from .mlp import feed_forward
 from .ms_deform_attn import MSDeformAttn
@@ -67,8 +68,8 @@ class DeformableTransformerDecoderLayer(nn.Module):
         self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
         self.self_attn = self_attn
         self.dropout2, self.norm2 = Dropout(dropout), nn.LayerNorm(d_model)
-        self.linear1, self.dropout3 = nn.Linear(d_model, dim_feedforward), Dropout(dropout)
-        self.linear2, self.dropout4 = nn.Linear(dim_feedforward, d_model), Dropout(dropout)
+        self.linear1, self.dropout3 = Linear(d_model, dim_feedforward), Dropout(dropout)
+        self.linear2, self.dropout4 = Linear(dim_feedforward, d_model), Dropout(dropout)
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(

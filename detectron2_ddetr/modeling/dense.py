@@ -8,6 +8,7 @@ from .attention import MultiheadAttention
 from .decoder import QuerySet, UpdateReference
 from .dropout import Dropout
 from .encoder import EncoderLayer
+from .linear import Linear
 from .memory import Memory
 from .mlp import feed_forward
 
@@ -69,8 +70,8 @@ class DenseDecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, n_heads, dropout)
         self.multihead_attn = MultiheadAttention(d_model, n_heads, dropout)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = Linear(d_model, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = Dropout(dropout)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .decoder import QuerySet
 from .dense import DenseDecoder, DenseDecoderLayer, DenseEncoder, DenseEncoderLayer
 from .head import DeformableDETRHead
+from .linear import Linear
 from .memory import Memory, flatten_maps
 from .mlp import MLP
 from .position_encoding import PositionEmbeddingSine
@@ -103,7 +104,7 @@ class DETRHead(DeformableDETRHead):
     def make_heads(self, num_classes: int) -> None:
         """Initialised as PyTorch does: no class is likelier than another at first."""
         d_model, layers = self.transformer.d_model, self.transformer.num_decoder_layers
-        self.class_embed = nn.ModuleList([nn.Linear(d_model, num_classes + 1)] * layers)
+        self.class_embed = nn.ModuleList([Linear(d_model, num_classes + 1)] * layers)
         self.bbox_embed = nn.ModuleList([MLP(d_model, d_model, 4, num_layers=3)] * layers)
 
     def class_probability(self, logits: Tensor) -> Tensor:

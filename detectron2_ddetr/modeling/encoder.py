@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .dropout import Dropout
+from .linear import Linear
 from .memory import Memory, cell_centres, to_levels
 from .mlp import feed_forward
 
@@ -19,8 +20,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = self_attn
         self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
-        self.linear1, self.dropout2 = nn.Linear(d_model, dim_feedforward), Dropout(dropout)
-        self.linear2, self.dropout3 = nn.Linear(dim_feedforward, d_model), Dropout(dropout)
+        self.linear1, self.dropout2 = Linear(d_model, dim_feedforward), Dropout(dropout)
+        self.linear2, self.dropout3 = Linear(dim_feedforward, d_model), Dropout(dropout)
         self.norm2 = nn.LayerNorm(d_model)
 
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:

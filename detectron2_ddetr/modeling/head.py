@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .box_ops import shift_box
 from .denoising import Denoising
+from .linear import Linear
 from .loss_task import Targets
 from .memory import Memory
 from .mlp import MLP
@@ -127,7 +128,7 @@ class DeformableDETRHead(nn.Module):
         checkpoints.
         """
         d_model = self.transformer.d_model
-        class_embed = nn.Linear(d_model, num_classes)
+        class_embed = Linear(d_model, num_classes)
         nn.init.constant_(class_embed.bias, -math.log(99.0))  # a prior probability of 0.01
         bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
         nn.init.zeros_(bbox_embed.layers[-1].weight)

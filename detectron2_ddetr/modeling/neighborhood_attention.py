@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .channels_last import padded
+from .linear import Linear
 
 #: Queries are taken in squares of this side, which share the keys around them.
 _TILE = 8
@@ -25,8 +26,8 @@ class NeighborhoodAttention(nn.Module):
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")
         self.heads, self.kernel_size = heads, kernel_size
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         side = 2 * kernel_size - 1
         self.rpb = nn.Parameter(torch.zeros(heads, side, side))

@@ -12,6 +12,7 @@ from .decoder import (
     QuerySet,
 )
 from .encoder import DeformableTransformerEncoder, DeformableTransformerEncoderLayer
+from .linear import Linear
 from .memory import Memory, flatten_maps
 from .ms_deform_attn import MSDeformAttn
 from .precision import at_least_float32
@@ -93,7 +94,7 @@ class DeformableTransformer(nn.Module):
 
     def make_query_layers(self) -> None:
         """Create the layers that :meth:`initial_queries` needs."""
-        self.reference_points = nn.Linear(self.d_model, 2)
+        self.reference_points = Linear(self.d_model, 2)
 
     def reset_query_layers(self) -> None:
         """What these layers want beyond Xavier weights."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import QuerySet
+from .linear import Linear
 from .memory import Memory, cell_centres
 from .position_encoding import box_position_encoding
 from .precision import at_least_float32
@@ -36,13 +37,13 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         return nn.Embedding(num_queries, content_dim) if self.mixed_selection else None
 
     def make_query_layers(self) -> None:
-        self.enc_output = nn.Linear(self.d_model, self.d_model)
+        self.enc_output = Linear(self.d_model, self.d_model)
         self.enc_output_norm = nn.LayerNorm(self.d_model)
         self.make_position_layers()
 
     def make_position_layers(self) -> None:
         """Create the layers that positions and content of queries come from."""
-        self.pos_trans = nn.Linear(self.d_model * 2, self.d_model * 2)
+        self.pos_trans = Linear(self.d_model * 2, self.d_model * 2)
         self.pos_trans_norm = nn.LayerNorm(self.d_model * 2)
 
     def reset_query_layers(self) -> None:

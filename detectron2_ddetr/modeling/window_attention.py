@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .channels_last import padded
+from .linear import Linear
 
 #: What Swin adds to the logits of cells that are no neighbours.
 _APART = -100.0
@@ -36,8 +37,8 @@ class WindowAttention(nn.Module):
         if not 0 <= shift < window_size:
             raise ValueError(f"shift ({shift}) must be at least 0 and below {window_size}")
         self.heads, self.window_size, self.shift = heads, window_size, shift
-        self.proj_qkv = nn.Linear(dim, 3 * dim)
-        self.proj_out = nn.Linear(dim, dim)
+        self.proj_qkv = Linear(dim, 3 * dim)
+        self.proj_out = Linear(dim, dim)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         side = 2 * window_size - 1
         self.relative_position_bias_table = nn.Parameter(torch.zeros(side * side, heads))
