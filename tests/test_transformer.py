@@ -14,11 +14,9 @@ from detectron2_ddetr.modeling import (
     MSDeformAttn,
     PositionEmbeddingSine,
     QuerySet,
-    mlp,
 )
 from detectron2_ddetr.modeling.attention import MultiheadAttention
 from detectron2_ddetr.modeling.box_ops import shift_box
-from detectron2_ddetr.modeling.dropout import Dropout
 
 from .modeling_cases import (
     SHAPES,
@@ -280,21 +278,3 @@ def test_wrong_number_of_levels():
     maps = [rand(2, C, *shape) for shape in SHAPES]
     with pytest.raises(ValueError, match="got 2 levels.*4"):
         make_transformer(n_levels=4).encode(maps, level_masks(), maps)
-
-
-@pytest.mark.parametrize("count", [1, 8, 9, 24, 25])
-def test_feed_forward_in_parts(count, monkeypatch):
-    """In evaluation a few rows at a time, to the same result; all of them where gradients are."""
-    generator = torch.Generator().manual_seed(0)
-    linear1, linear2 = nn.Linear(6, 10), nn.Linear(10, 6)
-    seen = []
-    linear1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    x = torch.randn(1, count, 6, generator=generator)
-    expected = linear2(linear1(x).clamp(min=0)).detach()
-    seen.clear()
-    monkeypatch.setattr(mlp, "_ROWS", 8)
-    dropout = Dropout(0.1).eval()
-    assert_close(mlp.feed_forward(x, linear1, dropout, linear2).detach(), expected)
-    with torch.no_grad():
-        assert_close(mlp.feed_forward(x, linear1, dropout, linear2), expected)
-    assert seen == [count] + [8] * (count // 8) + [count % 8] * (count % 8 > 0)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from .attention import MultiheadAttention
 from .dropout import Dropout
+from .feed_forward import feed_forward
 from .linear import Linear
 from .memory import Memory, to_levels
-from .mlp import feed_forward
 from .ms_deform_attn import MSDeformAttn
 
 #: (layer, query (N, Q, C), output (N, Q, C), reference_points (N, Q, 2 or 4)) -> boxes (N, Q, 4) of

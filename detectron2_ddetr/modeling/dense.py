@@ -8,9 +8,9 @@ from .attention import MultiheadAttention
 from .decoder import QuerySet, UpdateReference
 from .dropout import Dropout
 from .encoder import EncoderLayer
+from .feed_forward import feed_forward
 from .linear import Linear
 from .memory import Memory
-from .mlp import feed_forward
 
 
 class DenseEncoderLayer(EncoderLayer):

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from .dropout import Dropout
+from .feed_forward import feed_forward
 from .linear import Linear
 from .memory import Memory, cell_centres, to_levels
-from .mlp import feed_forward
 
 
 class EncoderLayer(nn.Module):

@@ -34,7 +34,7 @@ class Linear(nn.Linear):
             return super().forward(x)
         x = x.to(self.weight.dtype)  # autocast does not know the operator
         if not torch.is_grad_enabled():
-            return _product(x, self.weight, self.bias)
+            return product(x, self.weight, self.bias)
         if x.dtype != torch.float32:
             return super().forward(x)  # whose gradients are faster in 16 bits
         result = _Linear.apply(x.flatten(0, -2), self.weight, self.bias)
@@ -42,7 +42,8 @@ class Linear(nn.Linear):
         return result if x.dim() == 2 else result.view(*x.shape[:-1], len(self.weight))
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By oneDNN, of what :func:`is_for_onednn` has said yes to; there is no gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -51,7 +52,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], _: Tensor) -> None:

@@ -1,0 +1,97 @@
+"""The feed-forward network of a transformer's layer: linear, ReLU, dropout, linear."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .dropout import Dropout
+from .linear import Linear, is_for_onednn, product
+from .ops.bernoulli import bernoulli
+from .ops.scale_kept import scale_kept
+
+#: Rows at a time on CPUs. The hidden numbers of all cells of an image are more than its caches
+#: hold, and more than the C library keeps between calls, to which new memory is slow.
+_ROWS = 2048
+
+
+def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Linear) -> Tensor:
+    """
+    (..., C) -> the same; some rows at a time in evaluation on CPUs, and in training in float32 by
+    layers that are our own.
+    """
+    # In rows: the result of a layer of more axes is a view, and a view that is overwritten costs
+    # autograd a copy of its gradient.
+    rows = x.flatten(0, -2)
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if compiled or rows.device.type != "cpu" or len(rows) <= _ROWS:
+        result = linear2(dropout.of_relu_(linear1(rows)))
+    elif not torch.is_grad_enabled():
+        parts = rows.split(_ROWS)
+        result = torch.cat([linear2(dropout.of_relu_(linear1(part))) for part in parts])
+    elif all(map(_is_plain, (linear1, linear2))) and is_for_onednn(rows, linear1.weight):
+        parameters = linear1.weight, linear1.bias, linear2.weight, linear2.bias
+        result = _FeedForward.apply(rows, *parameters, dropout.p if dropout.training else 0.0)
+    else:
+        result = linear2(dropout.of_relu_(linear1(rows)))
+    return result.view_as(x)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether a layer learns as it is, and nobody looks at what it is given or gives."""
+    hooks = ("forward", "forward_pre", "backward", "backward_pre")
+    return (
+        type(layer) is Linear
+        and layer.weight.dtype == torch.float32
+        and layer.bias is not None
+        and all(parameter.requires_grad for parameter in layer.parameters())
+        and not any(getattr(layer, f"_{kind}_hooks") for kind in hooks)
+    )
+
+
+class _FeedForward(torch.autograd.Function):
+    """
+    Of rows (R, C), weights (H, C) and (C, H), biases (H,) and (C,), and the share that is dropped.
+
+    Of the hidden numbers those after dropout are kept: they are positive where neither ReLU nor
+    dropout made them zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        p: float,
+    ) -> Tensor:
+        hidden, results = [], []
+        for part in x.split(_ROWS):
+            numbers = product(part, weight1, bias1).relu_()
+            if p > 0:
+                scale_kept(numbers, bernoulli(numbers.shape, 1 - p), 1 / (1 - p), result=numbers)
+            hidden.append(numbers)
+            results.append(product(numbers, weight2, bias2))
+        ctx.save_for_backward(x, weight1, weight2, *hidden)
+        ctx.p = p
+        return torch.cat(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight1, weight2, *hidden = ctx.saved_tensors
+        back2 = (weight2 / (1 - ctx.p)).T
+        grad_x, grad_bias1 = [], torch.zeros_like(weight1[:, 0])
+        # Both (H, C): a product with fewer columns than rows is the faster one.
+        grad_weight1, grad_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight1)
+        for of_result, part, numbers in zip(grad.split(_ROWS), x.split(_ROWS), hidden):
+            grad_weight2.addmm_(numbers.T, of_result)
+            of_hidden = product(of_result, back2, None)
+            torch.ops.aten.threshold_backward(of_hidden, numbers, 0, grad_input=of_hidden)
+            grad_weight1.addmm_(of_hidden.T, part)
+            grad_bias1 += of_hidden.sum(0)
+            grad_x.append(product(of_hidden, weight1.T, None))
+        return torch.cat(grad_x), grad_weight1, grad_bias1, grad_weight2.T, grad.sum(0), None
