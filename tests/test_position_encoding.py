@@ -38,11 +38,14 @@ def test_official_numbers():
     assert encoded[:, :3, :5].double().sum().item() == pytest.approx(1905.4563, abs=1e-3)
 
 
-@pytest.mark.parametrize(
+SETTINGS = pytest.mark.parametrize(
     "settings",
     [{}, {"temperature": 20.0, "offset": 0.0}, {"scale": 1.0, "eps": 0.5}],
     ids=["official", "dino", "other"],
 )
+
+
+@SETTINGS
 def test_loop(settings):
     """Parity B11: y before x, sine before cosine, cell centres; every setting has its effect."""
     height, width, feats = 3, 5, 6
@@ -55,6 +58,15 @@ def test_loop(settings):
                 radians = (index + 1 + full["offset"]) / (count + full["eps"]) * full["scale"]
                 expected = feature(radians, k % feats, feats, full["temperature"])
                 assert encoded[k, i, j].item() == pytest.approx(expected, abs=1e-5)
+
+
+@SETTINGS
+@pytest.mark.parametrize("size", [(5, 3), (1, 7), (4, 4)])
+def test_maps_without_padding(settings, size):
+    """The same numbers, of as many sines as there are rows and columns."""
+    encoding = PositionEmbeddingSine(6, **settings)
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    assert_close(encoding(mask, whole=True), encoding(mask), rtol=0, atol=1e-6)
 
 
 def test_padding_invariance():

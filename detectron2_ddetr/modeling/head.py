@@ -191,7 +191,8 @@ class DeformableDETRHead(nn.Module):
         if padding_mask is None:
             padding_masks = None
             pos_embeds = [
-                self.position_embedding(_no_padding(m)).expand(m.shape[0], -1, -1, -1) for m in maps
+                self.position_embedding(_no_padding(m), whole=True).expand(m.shape[0], -1, -1, -1)
+                for m in maps
             ]
         else:
             padding_masks = [resize_padding_mask(padding_mask, m.shape[2:]) for m in maps]

@@ -51,20 +51,26 @@ class PositionEmbeddingSine(nn.Module):
         self.offset = offset
         self.eps = eps
 
-    def forward(self, padding_mask: Tensor) -> Tensor:
+    def forward(self, padding_mask: Tensor, whole: bool = False) -> Tensor:
         """
         Args:
             padding_mask: (N, H, W) bool, True = padding.
+            whole: says that nothing is: all columns then have the y of the first, all rows its x,
+                which are as many sines less.
 
         Returns:
             (N, 2 * num_pos_feats, H, W) float32, the channels of y before those of x.
         """
         valid = ~padding_mask
-        y = valid.cumsum(1, dtype=torch.float32)
-        x = valid.cumsum(2, dtype=torch.float32)
+        column, row = (valid[:, :, :1], valid[:, :1]) if whole else (valid, valid)
+        y = column.cumsum(1, dtype=torch.float32)
+        x = row.cumsum(2, dtype=torch.float32)
         y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
         x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
-        encoded = [sine_features(v, self.num_pos_feats, self.temperature) for v in (y, x)]
+        encoded = [
+            sine_features(v, self.num_pos_feats, self.temperature).expand(*valid.shape, -1)
+            for v in (y, x)
+        ]
         return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)
 
 
