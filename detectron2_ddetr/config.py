@@ -59,6 +59,8 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
     node.IN_FEATURES = ["res3", "res4", "res5"]
     # Levels of the transformer; those beyond IN_FEATURES are made by stride-2 convolutions.
     node.NUM_FEATURE_LEVELS = 4
+    # Batches are padded to multiples of so many pixels, which leaves fewer sizes to compile for.
+    node.SIZE_DIVISIBILITY = 1
     # Classes of the data set, without a background class.
     node.NUM_CLASSES = 80
     node.NUM_QUERIES = 300

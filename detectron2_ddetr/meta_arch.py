@@ -55,6 +55,7 @@ class SetDetector(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         num_detections: int = 100,
+        size_divisibility: int = 1,
         precision: torch.dtype | None = None,
         activation_checkpointing: Sequence[str] = (),
     ):
@@ -67,6 +68,8 @@ class SetDetector(nn.Module):
             in_features: names of the maps to read, from high to low resolution.
             pixel_mean, pixel_std: per channel, for the channel order of the input images.
             num_detections: at most this many per image.
+            size_divisibility: batches are padded to multiples of so many pixels, and of what the
+                backbone needs.
             precision: torch.bfloat16 or torch.float16 for matrix products and convolutions of the
                 network (torch.autocast); None for that of the weights. Coordinates, scores that
                 rank proposals, and losses are float32 in any case.
@@ -89,11 +92,17 @@ class SetDetector(nn.Module):
                 "num_detections (TEST.DETECTIONS_PER_IMAGE) must be at least 1, got "
                 f"{num_detections}"
             )
+        if size_divisibility < 1:
+            raise InputError(
+                "size_divisibility (MODEL.DETR.SIZE_DIVISIBILITY) must be at least 1, got "
+                f"{size_divisibility}"
+            )
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
         self.in_features = list(in_features)
         self.num_detections = num_detections
+        self.size_divisibility = size_divisibility
         self.precision = precision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -146,6 +155,7 @@ class SetDetector(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "size_divisibility": cfg.MODEL.DETR.SIZE_DIVISIBILITY,
             "precision": getattr(torch, amp.PRECISION) if amp.ENABLED else None,
             "activation_checkpointing": [part for part, on in recomputed.items() if on],
         }
@@ -245,7 +255,8 @@ class SetDetector(nn.Module):
 
     def pad(self, images: list[Tensor]) -> ImageList:
         """(3, h_i, w_i) each -> one tensor of a size that the backbone takes."""
-        return ImageList.from_tensors(images, **padding_of(self.backbone))
+        padding = padding_of(self.backbone, self.size_divisibility)
+        return ImageList.from_tensors(images, **padding)
 
     def network_outputs(
         self, images: ImageList, targets: list[dict[str, Tensor]] | None = None

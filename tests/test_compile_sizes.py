@@ -21,15 +21,29 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def tiny(precision):
+def tiny(precision, *opts):
     return build(
         # fmt: off
         "MODEL.BACKBONE.NAME", "build_tiny_backbone", NODE + "IN_FEATURES", ["fine", "coarse"],
         NODE + "NUM_FEATURE_LEVELS", 2, NODE + "ENC_LAYERS", 1, NODE + "DEC_LAYERS", 1,
         NODE + "WITH_BOX_REFINE", True, NODE + "TWO_STAGE", True,
-        "SOLVER.AMP.ENABLED", precision == "bfloat16",
+        "SOLVER.AMP.ENABLED", precision == "bfloat16", *opts,
         # fmt: on
     ).eval()
+
+
+def test_few_programs_of_fixed_sizes():
+    """Padded to multiples, images of several sizes are of one, with the numbers of the model."""
+    model = tiny("float32", NODE + "SIZE_DIVISIBILITY", 96)
+    form = model.for_inference()
+    programs, counts = CompileCounterWithBackend("eager"), []
+    form.backbone.compile(dynamic=False, backend=programs)
+    form.head.compile(dynamic=False, backend=programs)
+    for size in [(120, 168), (100, 180), (170, 130)]:
+        inputs = [{"image": image(*size)}]
+        assert_close(raw(form, inputs), raw(model, inputs), rtol=1e-4, atol=1e-4)
+        counts.append(programs.frame_count)
+    assert counts[0] == counts[1] == counts[2] > 0
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ RANGES = {
     # fmt: off
     **{NODE + key: (0, 1) for key in (
         "NUM_CLASSES", "NUM_QUERIES", "DIM_FEEDFORWARD", "DEC_LAYERS", "ENC_N_POINTS",
-        "DEC_N_POINTS", "ONE_TO_MANY.REPEATS", "DENOISING.NUM_QUERIES")},
+        "DEC_N_POINTS", "SIZE_DIVISIBILITY", "ONE_TO_MANY.REPEATS", "DENOISING.NUM_QUERIES")},
     NODE + "ONE_TO_MANY.NUM_QUERIES": (-1, 0), NODE + "DENOISING.NUM_GROUPS": (-1, 0),
     NODE + "HIDDEN_DIM": (0, 32), NODE + "NHEADS": (0, 1), NODE + "ENC_LAYERS": (-1, 0),
     **{NODE + key: (-0.01, 0.0) for key in (

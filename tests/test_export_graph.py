@@ -93,6 +93,21 @@ def test_graph(variant):
         assert boxes.min() >= 0 and (boxes.amax(0) <= torch.tensor(size).flip(0).repeat(2)).all()
 
 
+@torch.no_grad()
+def test_multiples_that_the_model_pads_to(monkeypatch):
+    model = model_of("single_scale")
+    monkeypatch.setattr(model, "size_divisibility", 80)
+    graph, seen = DetectorGraph(model), []
+    images, sizes = batch((96, 140))
+    for run, inputs in ((model, ([{"image": images[0]}],)), (graph, (images, sizes))):
+        look = run.backbone.register_forward_pre_hook(
+            lambda _, args: seen.append(tuple(args[0].shape[2:]))
+        )
+        run(*inputs)
+        look.remove()
+    assert seen == [(240, 240), (240, 240)]  # of 80, and of 24, which the backbone needs
+
+
 def test_channels_and_mean():
     """Of a model that wants BGR the graph takes RGB all the same."""
     model = model_of("single_scale")

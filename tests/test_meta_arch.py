@@ -70,15 +70,16 @@ class FixedHead(nn.Module):
         return {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
 
 
-def fixed_model(logits, boxes, num_detections=100, size_divisibility=0):
+def fixed_model(logits, boxes, num_detections=100, needed=0, **options):
     return DeformableDETR(
-        backbone=TinyBackbone(size_divisibility),
+        backbone=TinyBackbone(needed),
         head=FixedHead(logits, boxes),
         criterion=SetCriterion(HungarianMatcher()),
         in_features=["fine", "coarse"],
         pixel_mean=MEAN,
         pixel_std=STD,
         num_detections=num_detections,
+        **options,
     ).eval()
 
 
@@ -109,10 +110,13 @@ ONE_BOX = ([[2.0, -3.0, -4.0]], [[0.25, 0.5, 0.5, 0.2]])
 SIZES = [(13, 29), (31, 18), (24, 24)]
 
 
-@pytest.mark.parametrize("divisibility, padded", [(0, (31, 29)), (16, (32, 32))])
-def test_padded_batch_and_mask(divisibility, padded):
+@pytest.mark.parametrize(
+    "needed, wanted, padded",
+    [(0, 1, (31, 29)), (16, 1, (32, 32)), (0, 10, (40, 30)), (4, 6, (36, 36))],
+)
+def test_padded_batch_and_mask(needed, wanted, padded):
     """Parity A1, A2: top left corner, zeros after normalisation, True = padding."""
-    model = fixed_model(*ONE_BOX, size_divisibility=divisibility)
+    model = fixed_model(*ONE_BOX, needed=needed, size_divisibility=wanted)
     inputs = [{"image": image(h, w, seed=h)} for h, w in SIZES]
     images = model.preprocess_image(inputs)
     tensor = np.zeros((3, 3, *padded), dtype=np.float32)
@@ -134,7 +138,7 @@ def test_padded_batch_and_mask(divisibility, padded):
 @pytest.mark.parametrize("divisibility, padded", [(0, [False, True]), (16, [True, True])])
 def test_a_mask_only_where_there_is_padding(divisibility, padded):
     """Images of one size have none, unless the backbone asks for more pixels."""
-    model = fixed_model(*ONE_BOX, size_divisibility=divisibility)
+    model = fixed_model(*ONE_BOX, needed=divisibility)
     for sizes, expected in zip(([(24, 36)] * 2, [(24, 36), (24, 35)]), padded):
         images = model.preprocess_image([{"image": image(h, w)} for h, w in sizes])
         assert (padding_mask(images) is not None) == expected

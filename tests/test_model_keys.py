@@ -62,7 +62,8 @@ def fingerprint(*opts):
 CHANGES = {
     # fmt: off
     "TRANSFORMER": "build_other_transformer", "CRITERION": "OtherCriterion",
-    "IN_FEATURES": ["res4", "res5"], "NUM_FEATURE_LEVELS": 5, "NUM_CLASSES": 4, "NUM_QUERIES": 11,
+    "IN_FEATURES": ["res4", "res5"], "NUM_FEATURE_LEVELS": 5, "SIZE_DIVISIBILITY": 48,
+    "NUM_CLASSES": 4, "NUM_QUERIES": 11,
     "HIDDEN_DIM": 64, "NHEADS": 2, "ENC_LAYERS": 1, "DEC_LAYERS": 1, "DIM_FEEDFORWARD": 48,
     "DROPOUT": 0.5, "ENC_N_POINTS": 3, "DEC_N_POINTS": 3, "WITH_BOX_REFINE": True,
     "TWO_STAGE": True, "FOCAL_ALPHA": 0.4, "NO_OBJECT_WEIGHT": 0.5,

@@ -134,4 +134,14 @@ def test_swin_with_recomputed_blocks():
 
 def test_module_without_either_attribute():
     """A backbone is whatever gives maps."""
-    assert padding_of(nn.Conv2d(3, 3, 1)) == {"size_divisibility": 0, "padding_constraints": {}}
+    assert padding_of(nn.Conv2d(3, 3, 1)) == {"size_divisibility": 1, "padding_constraints": {}}
+
+
+@pytest.mark.parametrize("constraints", [{}, {"size_divisibility": 12, "square_size": 48}])
+def test_multiples_of_what_the_backbone_needs(constraints):
+    backbone = nn.Conv2d(3, 3, 1)
+    backbone.size_divisibility, backbone.padding_constraints = 12, constraints
+    expected = {**constraints, **({"size_divisibility": 24} if constraints else {})}
+    found = padding_of(backbone, size_divisibility=8)
+    assert found == {"size_divisibility": 24, "padding_constraints": expected}
+    assert backbone.padding_constraints == constraints

@@ -29,7 +29,7 @@ class DetectorGraph(nn.Module):
             InputError: for a backbone that takes squares only.
         """
         super().__init__()
-        padding = padding_of(model.backbone)
+        padding = padding_of(model.backbone, model.size_divisibility)
         if any(padding["padding_constraints"].values()):
             raise InputError(
                 f"the backbone {type(model.backbone).__name__} pads images to a square "
@@ -42,7 +42,7 @@ class DetectorGraph(nn.Module):
         self.in_features = model.in_features
         self.num_detections = model.num_detections
         self.select_detections = model.select_detections
-        self.divisor = max(padding["size_divisibility"], 1)
+        self.divisor = padding["size_divisibility"]
         self.bgr = channels == "BGR"
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
