@@ -3,8 +3,8 @@ Other forms of our own model as the peer of `tools/benchmark.py`, such as
 
     python tools/benchmark.py --config-file configs/quick_start.yaml --peer benchmark_peers:compiled
 
-Above 1, `ours / peer` says how many times as fast that form is. But for `compiled` its training
-step is the same as ours.
+Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones its
+training step is the same as ours.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,24 @@ def int8(description: dict) -> tuple[Callable, Callable]:
 
 def compiled(description: dict) -> tuple[Callable, Callable]:
     """Backbone and head by torch.compile, for all sizes of images, in training and inference."""
-    return _functions(description["config"], lambda model: model.for_inference(), compiled=True)
+    return _functions(description["config"], lambda model: model.for_inference(), dynamic=True)
+
+
+def compiled_for_a_size(description: dict) -> tuple[Callable, Callable]:
+    """The same for images of one size, as MODEL.DETR.SIZE_DIVISIBILITY leaves few of."""
+    return _functions(description["config"], lambda model: model.for_inference(), dynamic=False)
 
 
 def _functions(
-    cfg: CfgNode, form: Callable[[nn.Module], nn.Module], compiled: bool = False
+    cfg: CfgNode, form: Callable[[nn.Module], nn.Module], dynamic: bool | None = None
 ) -> tuple[Callable, Callable]:
     model = Trainer.build_model(cfg)
     model.load_state_dict(model.state_dict(), strict=False)  # frozen layers count as loaded
     optimizer = Trainer.build_optimizer(cfg, model)
     detector = form(model)
-    if compiled:
+    if dynamic is not None:
         for module in (model.backbone, model.head, detector.backbone, detector.head):
-            module.compile(dynamic=True)
+            module.compile(dynamic=dynamic)
 
     def train_step(images: list[Tensor], targets: list[dict]) -> float:
         model.train()
