@@ -96,6 +96,12 @@ def test_dropout_that_is_evaluated_while_gradients_are_asked_for():
     check_gradients(found, [x, *linear1.parameters(), *linear2.parameters()], expected, leaves)
 
 
+def test_all_is_dropped():
+    linear1, linear2 = layers()
+    found = feed_forward(tokens(25), linear1, Dropout(1.0).train(), linear2)
+    assert_close(found, linear2.bias.expand(1, 25, 6))
+
+
 def test_whoever_looks_at_a_layer_sees_all_rows():
     """Hooks, and layers that are derived of ours, as adapters of low rank are."""
 

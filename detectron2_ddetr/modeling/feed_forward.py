@@ -30,12 +30,16 @@ def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Li
     elif not torch.is_grad_enabled():
         parts = rows.split(_ROWS)
         result = torch.cat([linear2(dropout.of_relu_(linear1(part))) for part in parts])
-    elif all(map(_is_plain, (linear1, linear2))) and is_for_onednn(rows, linear1.weight):
+    elif _learns_by_onednn(rows, linear1, linear2) and dropout.p < 1:
         parameters = linear1.weight, linear1.bias, linear2.weight, linear2.bias
         result = _FeedForward.apply(rows, *parameters, dropout.p if dropout.training else 0.0)
     else:
         result = linear2(dropout.of_relu_(linear1(rows)))
     return result.view_as(x)
+
+
+def _learns_by_onednn(rows: Tensor, *layers: nn.Linear) -> bool:
+    return all(_is_plain(layer) and is_for_onednn(rows, layer.weight) for layer in layers)
 
 
 def _is_plain(layer: nn.Linear) -> bool:
