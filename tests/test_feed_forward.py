@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from detectron2_ddetr.modeling import feed_forward as module
 from detectron2_ddetr.modeling.dropout import Dropout
@@ -142,6 +143,15 @@ def test_what_is_kept_for_the_gradient():
         feed_forward(tokens(25), linear1, Dropout(0.3).train(), linear2)
     weights = {p.data_ptr() for layer in (linear1, linear2) for p in layer.parameters()}
     assert sum(t.numel() for t in kept if t.data_ptr() not in weights) == 25 * (6 + 10)
+
+
+@pytest.mark.parametrize("kind", [Linear, nn.Linear])
+def test_counters_of_products_see_all(kind):
+    """Of the forward pass and, twice, of the backward pass."""
+    linear1, linear2 = layers(kind)
+    with FlopCounterMode(display=False) as counter:
+        feed_forward(tokens(25), linear1, Dropout(0.3).train(), linear2).sum().backward()
+    assert counter.get_total_flops() == 3 * (2 * 2 * 25 * 6 * 10)
 
 
 def test_layers_of_pytorch():

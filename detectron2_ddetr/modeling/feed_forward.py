@@ -91,11 +91,12 @@ class _FeedForward(torch.autograd.Function):
         grad_x, grad_bias1 = [], torch.zeros_like(weight1[:, 0])
         # Both (H, C): a product with fewer columns than rows is the faster one.
         grad_weight1, grad_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight1)
+        # By `out`, as counters of products know them.
         for of_result, part, numbers in zip(grad.split(_ROWS), x.split(_ROWS), hidden):
-            grad_weight2.addmm_(numbers.T, of_result)
+            torch.addmm(grad_weight2, numbers.T, of_result, out=grad_weight2)
             of_hidden = product(of_result, back2, None)
             torch.ops.aten.threshold_backward(of_hidden, numbers, 0, grad_input=of_hidden)
-            grad_weight1.addmm_(of_hidden.T, part)
+            torch.addmm(grad_weight1, of_hidden.T, part, out=grad_weight1)
             grad_bias1 += of_hidden.sum(0)
             grad_x.append(product(of_hidden, weight1.T, None))
         return torch.cat(grad_x), grad_weight1, grad_bias1, grad_weight2.T, grad.sum(0), None

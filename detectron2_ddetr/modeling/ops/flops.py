@@ -63,6 +63,13 @@ for _pass in ("", "_backward"):
     )
 
 
+if torch.backends.mkldnn.is_available():  # what our linear layers are on CPUs
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _linear_flops(x, weight, *_, **__):
+        return 2 * math.prod(x) * weight[0]
+
+
 @register_flop_formula(_ops.ms_deform_attn)
 def _flops(value, spatial_shapes, sampling_locations, attention_weights, *_, **__):
     return 2 * multiply_adds(value, attention_weights)
