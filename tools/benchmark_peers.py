@@ -3,8 +3,8 @@ Other forms of our own model as the peer of `tools/benchmark.py`, such as
 
     python tools/benchmark.py --config-file configs/quick_start.yaml --peer benchmark_peers:compiled
 
-Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones its
-training step is the same as ours.
+Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones and
+`linear_of_pytorch` its training step is the same as ours.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detectron2_ddetr.engine.trainer import Trainer
+from detectron2_ddetr.modeling.linear import Linear
 from detectron2_ddetr.toolbox import CfgNode
 
 
@@ -34,6 +35,18 @@ def compiled(description: dict) -> tuple[Callable, Callable]:
 def compiled_for_a_size(description: dict) -> tuple[Callable, Callable]:
     """The same for images of one size, as MODEL.DETR.SIZE_DIVISIBILITY leaves few of."""
     return _functions(description["config"], lambda model: model.for_inference(), dynamic=False)
+
+
+def linear_of_pytorch(description: dict) -> tuple[Callable, Callable]:
+    """Linear layers and feed-forward networks that PyTorch's own layers are made of."""
+
+    def form(model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if type(module) is Linear:
+                module.__class__ = nn.Linear
+        return model
+
+    return _functions(description["config"], form)
 
 
 def _functions(

@@ -1,4 +1,4 @@
-"""Linear layers, of which PyTorch's own take a tenth of a training step too long on CPUs."""
+"""Linear layers, which PyTorch trains more slowly on CPUs: see BENCHMARKS.md."""
 
 from typing import Any
 
