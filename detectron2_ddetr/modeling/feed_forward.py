@@ -17,20 +17,16 @@ _ROWS = 2048
 
 
 def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Linear) -> Tensor:
-    """
-    (..., C) -> the same; some rows at a time in evaluation on CPUs, and in training in float32 by
-    layers that are our own.
-    """
+    """(..., C) -> the same; on CPUs some rows at a time, in evaluation and in float32 training."""
     # In rows: the result of a layer of more axes is a view, and a view that is overwritten costs
     # autograd a copy of its gradient.
     rows = x.flatten(0, -2)
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if compiled or rows.device.type != "cpu" or len(rows) <= _ROWS:
-        result = linear2(dropout.of_relu_(linear1(rows)))
-    elif not torch.is_grad_enabled():
+    in_parts = rows.device.type == "cpu" and len(rows) > _ROWS and not compiled
+    if in_parts and not torch.is_grad_enabled():
         parts = rows.split(_ROWS)
         result = torch.cat([linear2(dropout.of_relu_(linear1(part))) for part in parts])
-    elif _learns_by_onednn(rows, linear1, linear2) and dropout.p < 1:
+    elif in_parts and dropout.p < 1 and _learns_by_onednn(rows, linear1, linear2):
         parameters = linear1.weight, linear1.bias, linear2.weight, linear2.bias
         result = _FeedForward.apply(rows, *parameters, dropout.p if dropout.training else 0.0)
     else:
