@@ -21,8 +21,9 @@ def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Li
     # In rows: the result of a layer of more axes is a view, and a view that is overwritten costs
     # autograd a copy of its gradient.
     rows = x.flatten(0, -2)
+    # Asked first: a program for any size must not be asked how many rows there are.
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    in_parts = rows.device.type == "cpu" and len(rows) > _ROWS and not compiled
+    in_parts = not compiled and rows.device.type == "cpu" and len(rows) > _ROWS
     if in_parts and not torch.is_grad_enabled():
         parts = rows.split(_ROWS)
         result = torch.cat([linear2(dropout.of_relu_(linear1(part))) for part in parts])
