@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from detectron2_ddetr.modeling import PositionEmbeddingSine, box_position_encoding
@@ -62,11 +63,20 @@ def test_loop(settings):
 
 @SETTINGS
 @pytest.mark.parametrize("size", [(5, 3), (1, 7), (4, 4)])
-def test_maps_without_padding(settings, size):
+@pytest.mark.parametrize("padding", [[False, False], [False, True]])
+def test_maps_of_one_number(settings, size, padding):
     """The same numbers, of as many sines as there are rows and columns."""
     encoding = PositionEmbeddingSine(6, **settings)
-    mask = torch.zeros(2, *size, dtype=torch.bool)
-    assert_close(encoding(mask, whole=True), encoding(mask), rtol=0, atol=1e-6)
+    mask = torch.tensor(padding)[:, None, None].expand(2, *size)
+    assert_close(encoding(mask), encoding(mask.contiguous()), rtol=0, atol=1e-6)
+
+
+def test_maps_of_one_number_take_few_sines(monkeypatch):
+    counts = []
+    sine = Tensor.sin
+    monkeypatch.setattr(Tensor, "sin", lambda x: counts.append(x.numel()) or sine(x))
+    PositionEmbeddingSine(6)(torch.zeros(1, 1, 1, dtype=torch.bool).expand(1, 5, 4))
+    assert counts == [5 * 3, 4 * 3]
 
 
 def test_padding_invariance():

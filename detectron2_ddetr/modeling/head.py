@@ -33,8 +33,8 @@ def resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _no_padding(level: Tensor) -> Tensor:
-    """(N, C, H, W) -> (1, H, W) bool, which is that of all N images."""
-    return torch.zeros(1, *level.shape[2:], dtype=torch.bool, device=level.device)
+    """(N, C, H, W) -> (1, H, W) bool, one number expanded, which is that of all N images."""
+    return torch.zeros(1, 1, 1, dtype=torch.bool, device=level.device).expand(1, *level.shape[2:])
 
 
 class DeformableDETRHead(nn.Module):
@@ -191,8 +191,7 @@ class DeformableDETRHead(nn.Module):
         if padding_mask is None:
             padding_masks = None
             pos_embeds = [
-                self.position_embedding(_no_padding(m), whole=True).expand(m.shape[0], -1, -1, -1)
-                for m in maps
+                self.position_embedding(_no_padding(m)).expand(m.shape[0], -1, -1, -1) for m in maps
             ]
         else:
             padding_masks = [resize_padding_mask(padding_mask, m.shape[2:]) for m in maps]

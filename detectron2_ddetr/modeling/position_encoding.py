@@ -51,18 +51,19 @@ class PositionEmbeddingSine(nn.Module):
         self.offset = offset
         self.eps = eps
 
-    def forward(self, padding_mask: Tensor, whole: bool = False) -> Tensor:
+    def forward(self, padding_mask: Tensor) -> Tensor:
         """
         Args:
-            padding_mask: (N, H, W) bool, True = padding.
-            whole: says that nothing is: all columns then have the y of the first, all rows its x,
-                which are as many sines less.
+            padding_mask: (N, H, W) bool, True = padding. Of (N, 1, 1) expanded, the result takes
+                a sine a row and a column, not one a cell.
 
         Returns:
             (N, 2 * num_pos_feats, H, W) float32, the channels of y before those of x.
         """
         valid = ~padding_mask
-        column, row = (valid[:, :, :1], valid[:, :1]) if whole else (valid, valid)
+        column = row = valid
+        if padding_mask.stride()[1:] == (0, 0):  # so that all columns are alike, and all rows
+            column, row = valid[:, :, :1], valid[:, :1]
         y = column.cumsum(1, dtype=torch.float32)
         x = row.cumsum(2, dtype=torch.float32)
         y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
