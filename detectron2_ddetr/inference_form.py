@@ -95,6 +95,7 @@ def inference_form(model: nn.Module, *, int8: bool = False) -> nn.Module:
 
     * Norms that do not change are a part of the convolutions before them.
     * With mixed precision the weights of products have 16 bits, rather than being cast each time.
+    * Of the tokens of a two-stage model those that become queries have boxes.
     * Linear layers and blocks of ResNets are oneDNN's on CPUs, where PyTorch is built with it.
 
     What it computes is the same but for rounding; with `int8` it is not.
@@ -126,6 +127,7 @@ def inference_form(model: nn.Module, *, int8: bool = False) -> nn.Module:
                     setattr(layer, name, Int8Linear(getattr(layer, name)))
     if _has_onednn():
         use_onednn(model)
+    model.head.transformer.all_tokens_propose = False
     model.only_detects = True
     model.register_load_state_dict_pre_hook(_refuse_weights)
     return model

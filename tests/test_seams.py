@@ -38,8 +38,8 @@ class AnchorTransformer(DeformableTransformer):
     def make_query_layers(self):
         self.reference_points = nn.Linear(self.d_model, 4)  # from the position to a box
 
-    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
-        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
+    def initial_queries(self, memory, query_embed, heads, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, heads, num_extra)
         encoded = box_position_encoding(queries.reference_points, self.d_model // 4)
         return QuerySet(queries.content, queries.query_pos + encoded, queries.reference_points)
 
@@ -51,8 +51,8 @@ class LearnedContentTransformer(TwoStageDeformableTransformer):
         super().make_query_layers()
         self.content = nn.Parameter(torch.zeros(1, NUM_QUERIES, self.d_model))
 
-    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
-        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
+    def initial_queries(self, memory, query_embed, heads, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, heads, num_extra)
         queries.content = self.content.expand_as(queries.content)
         return queries
 
@@ -120,8 +120,8 @@ def test_second_reference_update():
 class BlindPair(DeformableTransformer):
     """Queries of a group that a user makes: they do not see those that detect."""
 
-    def initial_queries(self, memory, query_embed, score_tokens, num_extra=0):
-        queries = super().initial_queries(memory, query_embed, score_tokens, num_extra)
+    def initial_queries(self, memory, query_embed, heads, num_extra=0):
+        queries = super().initial_queries(memory, query_embed, heads, num_extra)
         group = torch.arange(NUM_QUERIES) < 3
         queries.attn_mask = group[:, None] != group
         return queries

@@ -7,7 +7,7 @@ from .memory import Memory
 from .mlp import MLP
 from .position_encoding import box_position_encoding
 from .precision import at_least_float32
-from .transformer import DeformableTransformer, ScoreTokens
+from .transformer import DeformableTransformer, TokenHeads
 
 
 class AnchorDecoder(DeformableTransformerDecoder):
@@ -88,7 +88,7 @@ class AnchorTransformer(DeformableTransformer):
         self.refpoint_embed = nn.Embedding.from_pretrained(anchors.clone())
 
     def initial_queries(
-        self, memory: Memory, query_embed: Tensor, score_tokens: ScoreTokens, num_extra: int = 0
+        self, memory: Memory, query_embed: Tensor, heads: TokenHeads, num_extra: int = 0
     ) -> QuerySet:
         anchors = self.refpoint_embed.weight[: len(query_embed)]
         content, reference_points = (

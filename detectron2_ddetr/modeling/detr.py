@@ -14,7 +14,7 @@ from .mlp import MLP
 from .position_encoding import PositionEmbeddingSine
 from .precision import at_least_float32
 from .projector import PlainProjector
-from .transformer import ScoreTokens
+from .transformer import TokenHeads
 
 
 class DenseTransformer(nn.Module):
@@ -65,7 +65,7 @@ class DenseTransformer(nn.Module):
         return self.encoder(dataclasses.replace(memory, pos_embed=pos_embed))
 
     def initial_queries(
-        self, memory: Memory, query_embed: Tensor, score_tokens: ScoreTokens, num_extra: int = 0
+        self, memory: Memory, query_embed: Tensor, heads: TokenHeads, num_extra: int = 0
     ) -> QuerySet:
         """As :meth:`DeformableTransformer.initial_queries`; queries have no reference."""
         query_pos = query_embed[None].expand(memory.tokens.shape[0], -1, -1)

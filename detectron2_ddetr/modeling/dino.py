@@ -13,7 +13,7 @@ class DINOTransformer(TwoStageDeformableTransformer):
     classifies, its best tokens of whatever class give the first boxes, and only they have a loss.
     """
 
-    class_agnostic_proposals = False
+    all_tokens_propose = False
 
     def __init__(self, num_queries: int = 900, **kwargs):
         """

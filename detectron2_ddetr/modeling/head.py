@@ -18,7 +18,7 @@ from .position_encoding import PositionEmbeddingSine
 from .precision import at_least_float32
 from .projector import FeatureProjector
 from .query_groups import OneToMany, QueryGroup, attention_mask
-from .transformer import DeformableTransformer, QuerySet
+from .transformer import DeformableTransformer, QuerySet, TokenHeads
 
 
 def resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -152,8 +152,9 @@ class DeformableDETRHead(nn.Module):
 
     def drop_training_parts(self) -> None:
         """
-        Takes out what no detection depends on: denoising, queries of one-to-many matching, and the
-        class heads of all decoder layers but the last, whose predictions are no longer any.
+        Takes out what no detection depends on: denoising, queries of one-to-many matching,
+        proposals that become no queries, and the class heads of all decoder layers but the last,
+        whose predictions are no longer any.
         """
         if self.query_embed is not None:
             content = self.query_embed.weight.detach()[: self.num_queries]
@@ -162,6 +163,7 @@ class DeformableDETRHead(nn.Module):
             self.query_embed = nn.Embedding.from_pretrained(content.clone())
         self.denoising = self.one_to_many = None
         self.transformer.keep_queries(self.num_queries)
+        self.transformer.all_tokens_propose = False
         for layer in range(self.transformer.num_decoder_layers - 1):
             self.class_embed[layer] = nn.Identity()
 
@@ -182,8 +184,8 @@ class DeformableDETRHead(nn.Module):
             * "aux_outputs": one dict with these two keys for each earlier layer.
             * "enc_outputs": (two-stage) the same two keys with all S tokens in place of Q, of
               which the logits tell objects from background.
-            * "interm_outputs": (two-stage, where the encoder tells classes) the same two keys of
-              the tokens that became queries.
+            * "interm_outputs": (two-stage, where the encoder tells classes, or nothing trains any
+              more) the same two keys of the tokens that became queries.
             * "train_groups": (where there are any) a :class:`QueryGroup` and the first three keys
               for each further group of queries.
         """
@@ -213,8 +215,8 @@ class DeformableDETRHead(nn.Module):
         if train_groups:
             outputs["train_groups"] = train_groups
         if queries.proposals is not None:
-            agnostic = self.transformer.class_agnostic_proposals
-            outputs["enc_outputs" if agnostic else "interm_outputs"] = queries.proposals
+            of_all = self.transformer.all_tokens_propose
+            outputs["enc_outputs" if of_all else "interm_outputs"] = queries.proposals
         return outputs
 
     def initial_queries(
@@ -237,7 +239,7 @@ class DeformableDETRHead(nn.Module):
         queries = self.transformer.initial_queries(
             memory,
             query_embed,
-            lambda tokens: (self.class_embed[-1](tokens), self.bbox_embed[-1](tokens)),
+            TokenHeads(self.class_embed[-1], self.bbox_embed[-1]),
             num_extra,
         )
         groups = [QueryGroup(queries.content.shape[1])]

@@ -1,6 +1,7 @@
 """The deformable transformer: encoder, decoder, and what their queries start from (Fig. 2)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ from .memory import Memory, flatten_maps
 from .ms_deform_attn import MSDeformAttn
 from .precision import at_least_float32
 
-#: tokens (N, S, C) -> class logits (N, S, K), box deltas (N, S, 4).
-ScoreTokens = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+class TokenHeads(NamedTuple):
+    """What an encoder proposes boxes with: (..., C) -> logits (..., K), deltas (..., 4)."""
+
+    classify: Callable[[Tensor], Tensor]
+    refine: Callable[[Tensor], Tensor]
 
 
 class DeformableTransformer(nn.Module):
@@ -31,9 +36,9 @@ class DeformableTransformer(nn.Module):
 
     #: Whether the encoder proposes boxes, which takes one more class head and box head.
     two_stage = False
-    #: Whether its class head says no more than that there is an object, for all tokens; or it says
-    #: of which class, for those tokens that become queries.
-    class_agnostic_proposals = True
+    #: Whether all tokens are proposals, of which its class head says no more than that there is an
+    #: object; or those that become queries, of which it says the class. To detect takes no others.
+    all_tokens_propose = True
 
     def __init__(
         self,
@@ -130,13 +135,13 @@ class DeformableTransformer(nn.Module):
         return self.encoder(Memory.from_maps(maps, padding_masks), flatten_maps(pos_embeds))
 
     def initial_queries(
-        self, memory: Memory, query_embed: Tensor, score_tokens: ScoreTokens, num_extra: int = 0
+        self, memory: Memory, query_embed: Tensor, heads: TokenHeads, num_extra: int = 0
     ) -> QuerySet:
         """
         Args:
             memory: the encoder's output.
             query_embed: (Q, ...), the rows of :meth:`make_query_embed` for the queries wanted.
-            score_tokens: the heads of the encoder, for two-stage models.
+            heads: those of the encoder, for two-stage models.
             num_extra: how many queries of Q a two-stage model takes besides its `num_queries`.
         """
         num_images = memory.tokens.shape[0]

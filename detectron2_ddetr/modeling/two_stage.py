@@ -9,7 +9,7 @@ from .memory import Memory, cell_centres
 from .position_encoding import box_position_encoding
 from .precision import at_least_float32
 from .tracing import at_most
-from .transformer import DeformableTransformer, ScoreTokens
+from .transformer import DeformableTransformer, TokenHeads
 
 #: The class logit that ranks proposals. The encoder is trained with every target relabelled 0,
 #: so its class head is a foreground score in channel 0; official checkpoints rely on it.
@@ -57,19 +57,23 @@ class TwoStageDeformableTransformer(DeformableTransformer):
         self,
         memory: Memory,
         query_embed: Tensor | None,
-        score_tokens: ScoreTokens,
+        heads: TokenHeads,
         num_extra: int = 0,
     ) -> QuerySet:
         proposal_logits, usable = proposals(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
-        class_logits, deltas = score_tokens(self.enc_output_norm(self.enc_output(tokens)))
-        box_logits = at_least_float32(deltas) + proposal_logits
+        tokens = self.enc_output_norm(self.enc_output(tokens))
+        class_logits = heads.classify(tokens)
 
         # Differs from the official code: where an image has fewer tokens than queries, all of
         # them become queries, because the official top-k crashes there.
         num_queries = at_most(self.num_queries + num_extra, class_logits.shape[1])
         top = self.rank(class_logits).topk(num_queries, dim=1).indices
-        chosen = box_logits.gather(1, top[..., None].expand(-1, -1, 4))
+        if not self.all_tokens_propose:
+            class_logits, tokens = _rows(class_logits, top), _rows(tokens, top)
+            proposal_logits = _rows(proposal_logits, top)
+        box_logits = at_least_float32(heads.refine(tokens)) + proposal_logits
+        chosen = _rows(box_logits, top) if self.all_tokens_propose else box_logits
         # Detached: the encoder learns boxes from its own loss only.
         reference_points = chosen.detach().sigmoid()
         if self.mixed_selection:
@@ -77,9 +81,6 @@ class TwoStageDeformableTransformer(DeformableTransformer):
             content = query_embed[:num_queries].expand(tokens.shape[0], -1, -1)
         else:
             query_pos, content = self.position_and_content(reference_points)
-        if not self.class_agnostic_proposals:
-            of_class = top[..., None].expand(-1, -1, class_logits.shape[2])
-            class_logits, box_logits = class_logits.gather(1, of_class), chosen
         return QuerySet(
             content,
             query_pos,
@@ -98,6 +99,11 @@ class TwoStageDeformableTransformer(DeformableTransformer):
 
     def query_position(self, reference_points: Tensor) -> Tensor | None:
         return self.position_and_content(reference_points)[0]
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """(N, S, C), (N, Q) -> (N, Q, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
