@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..toolbox import BACKBONE_REGISTRY, Backbone, CfgNode, Conv2d, ShapeSpec
 from .depthwise import learn_in_float32
+from .few_images import few_images_at_a_time
 from .frozen_norm import FrozenNorm
 
 #: What makes each map of the one before: (expansion, channels, blocks, kernel). These are the
@@ -69,7 +70,7 @@ class EfficientNetLite0(Backbone):
         """(N, 3, H, W) -> (N, C, H / stride, W / stride) each, rounded up."""
         maps = {}
         for name in _STAGES:
-            x = maps[name] = getattr(self, name)(x)
+            x = maps[name] = few_images_at_a_time(getattr(self, name), x)
         return maps
 
 
