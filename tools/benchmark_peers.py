@@ -3,10 +3,11 @@ Other forms of our own model as the peer of `tools/benchmark.py`, such as
 
     python tools/benchmark.py --config-file configs/quick_start.yaml --peer benchmark_peers:compiled
 
-Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones and
-`linear_of_pytorch` its training step is the same as ours.
+Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones,
+`linear_of_pytorch` and `frozen_layers_of_batches` its training step is the same as ours.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -44,6 +45,22 @@ def linear_of_pytorch(description: dict) -> tuple[Callable, Callable]:
         for module in model.modules():
             if type(module) is Linear:
                 module.__class__ = nn.Linear
+        return model
+
+    return _functions(description["config"], form)
+
+
+def frozen_layers_of_batches(description: dict) -> tuple[Callable, Callable]:
+    """Frozen layers of EfficientNet-Lite0 see all images of a batch at once."""
+
+    def maps_of(backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for name in backbone.output_shape():
+            x = maps[name] = backbone.get_submodule(name)(x)
+        return maps
+
+    def form(model: nn.Module) -> nn.Module:
+        model.backbone.forward = functools.partial(maps_of, model.backbone)
         return model
 
     return _functions(description["config"], form)
