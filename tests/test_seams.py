@@ -137,3 +137,27 @@ def test_attention_mask_of_a_query_source():
     after = head(*features)["pred_boxes"]
     assert_close(before[:, :3], after[:, :3])
     assert (before[:, 3:] - after[:, 3:]).abs().max() > 1e-3
+
+
+class LearnedPositions(nn.Module):
+    """A learned position for each row and column that is not padding."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.rows, self.columns = nn.Embedding(50, channels), nn.Embedding(50, channels)
+
+    def forward(self, padding_mask):
+        valid = ~padding_mask
+        y, x = (valid.cumsum(axis) - 1 for axis in (1, 2))
+        positions = self.rows(y.clamp(min=0)) + self.columns(x.clamp(min=0))
+        return positions.permute(0, 3, 1, 2)
+
+
+def test_another_position_encoding():
+    """It is given the mask and nothing else, of images with padding and without."""
+    parts = {"position_embedding": LearnedPositions(SIZES["d_model"])}
+    head = randomise(small_head(transformer=DeformableTransformer(**SIZES), parts=parts), std=0.3)
+    train(head)
+    features, mask = small_features(sizes=((61, 83), (61, 83)))
+    assert not mask.any()
+    assert_close(head(features, None)["pred_boxes"], head(features, mask)["pred_boxes"])
