@@ -1,6 +1,8 @@
 """Wrong calls of the operators: a table with the words of each refusal, and random ones."""
 
+import os
 import random
+import resource
 import sys
 
 import torch
@@ -149,6 +151,7 @@ CASES = [
 
 # Fuzz. Call i of a seed depends on both and on nothing else.
 
+MEMORY = 4 * 2**30  # bytes of a process
 NUMBERS = [-(2**63), -(2**31), -1, 0, 1, 2, 7, 2**31 - 1, 2**31, HUGE, 2**62, 2**63 - 1]
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.bool,
@@ -309,6 +312,10 @@ def hostile_call(seed, number, implementation):
 
 def fuzz(seed, calls, implementation):
     """Says before each call which it is: the last one that is named ended the process."""
+    # A copy of what was expanded to 2**31 is refused as one to 2**40 is, where there is memory for
+    # it, too: the system would end the process. Sanitizers reserve more, and have a limit.
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(2)
     returned = 0
     for number in range(calls):

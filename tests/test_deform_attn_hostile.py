@@ -11,7 +11,7 @@ import torch
 from detectron2_ddetr.modeling.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
 from .conftest import ROOT
-from .hostile_cases import CASES, HUGE, arguments, call
+from .hostile_cases import CASES, HUGE, MEMORY, arguments, call
 from .op_cases import IMPLEMENTATIONS, NAMES, SEED, make_problem
 from .test_deform_attn_op import entries
 
@@ -212,6 +212,7 @@ def test_fuzz(implementation):
     calls = 1500 if implementation == "compiled" else 500
     script = f"from tests.hostile_cases import fuzz; fuzz({SEED}, {calls}, '{implementation}')"
     options = os.environ.get("ASAN_OPTIONS", "") + ":allocator_may_return_null=1"
+    options += f":max_allocation_size_mb={MEMORY >> 20}"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         cwd=ROOT,

@@ -14,6 +14,7 @@ from detectron2_ddetr.modeling import (
     MSDeformAttn,
     PositionEmbeddingSine,
     QuerySet,
+    TokenHeads,
 )
 from detectron2_ddetr.modeling.attention import MultiheadAttention
 from detectron2_ddetr.modeling.box_ops import shift_box
@@ -208,8 +209,7 @@ def test_padding_changes_nothing(two_stage):
     query_embed = None if two_stage else rand(Q, 2 * C).float()
     bboxes = 0.3 * rand(C, 4).float()
 
-    def score(tokens):
-        return tokens.abs().sum(-1, keepdim=True), tokens @ bboxes
+    heads = TokenHeads(lambda x: x.abs().sum(-1, keepdim=True), lambda x: x @ bboxes)
 
     def update(i, query, output, reference):
         boxes = shift_box(query @ bboxes, reference)
@@ -217,7 +217,7 @@ def test_padding_changes_nothing(two_stage):
 
     def run(maps, masks):
         memory = transformer.encode(maps, masks, [position_embedding(m) for m in masks])
-        queries = transformer.initial_queries(memory, query_embed, score)
+        queries = transformer.initial_queries(memory, query_embed, heads)
         return memory, *transformer.decoder(queries, memory, update)[:2]
 
     valid = VALID[1]

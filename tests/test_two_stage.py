@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling import Memory, box_position_encoding
+from detectron2_ddetr.modeling import Memory, TokenHeads, box_position_encoding
 from detectron2_ddetr.modeling.two_stage import proposals
 
 from .modeling_cases import (
@@ -39,11 +39,11 @@ def make_transformer(num_queries=8, n_levels=2):
     return randomise(small_transformer(True, C, n_levels, n_heads=2, num_queries=num_queries))
 
 
-def scores(seed=0):
+def token_heads(seed=0):
     generator = torch.Generator().manual_seed(seed)
     classify = torch.randn(C, K, generator=generator)
     box = torch.randn(C, 4, generator=generator, requires_grad=True)
-    return lambda tokens: (tokens @ classify, tokens @ box)
+    return TokenHeads(lambda tokens: tokens @ classify, lambda tokens: tokens @ box)
 
 
 def test_official_numbers():
@@ -104,12 +104,12 @@ def test_limits_in_padding():
 
 def test_queries_loop():
     """Parity G48-G50, G52: each step in the order of the official code."""
-    transformer, memory, score = make_transformer(), make_memory(), scores()
-    queries = transformer.initial_queries(memory, None, score)
+    transformer, memory, heads = make_transformer(), make_memory(), token_heads()
+    queries = transformer.initial_queries(memory, None, heads)
     logits, usable = proposals(memory)
     tokens = memory.tokens * usable[..., None]
     tokens = layer_norm(transformer.enc_output_norm, linear(transformer.enc_output, tokens))
-    classes, deltas = score(tokens)
+    classes, deltas = heads.classify(tokens), heads.refine(tokens)
     assert_close(queries.proposals["pred_logits"], classes, rtol=1e-4, atol=1e-4)
     for n in range(2):
         order = sorted(range(47), key=lambda s: -classes[n, s, 0].item())[:8]
@@ -131,17 +131,41 @@ def test_channel_zero_ranks():
     logits = torch.randn(2, 47, K, generator=generator)
     deltas = torch.randn(2, 47, 4, generator=generator)
     logits[..., 2] += 5
-    queries = transformer.initial_queries(memory, None, lambda tokens: (logits, deltas))
+    heads = TokenHeads(lambda tokens: logits, lambda tokens: deltas)
+    queries = transformer.initial_queries(memory, None, heads)
     top = logits[..., 0].sort(descending=True).indices[:, :5]
     boxes = queries.proposals["pred_boxes"]
     for n in range(2):
         assert_close(queries.reference_points[n], boxes[n, top[n]])
 
 
+def test_boxes_of_the_chosen_alone():
+    """The same queries, of as many rows as there are."""
+    transformer, memory, heads = make_transformer(), make_memory(), token_heads()
+    expected = transformer.initial_queries(memory, None, heads)
+    rows = []
+    transformer.all_tokens_propose = False
+    counted = TokenHeads(
+        heads.classify, lambda tokens: rows.append(tokens.shape[1]) or heads.refine(tokens)
+    )
+    queries = transformer.initial_queries(memory, None, counted)
+    assert rows == [8]
+    assert torch.equal(queries.selected, expected.selected)
+    images = torch.arange(2)[:, None]
+    for key, found in queries.proposals.items():
+        assert_close(found, expected.proposals[key][images, expected.selected])
+    assert_close(queries.reference_points, expected.reference_points)
+    assert_close(queries.content, expected.content)
+    assert not queries.reference_points.requires_grad
+    queries.proposals["pred_boxes"].sum().backward()
+    chosen = torch.zeros(2, 47, dtype=torch.bool).scatter(1, queries.selected, True)
+    assert not memory.tokens.grad[~chosen].any() and memory.tokens.grad.any()
+
+
 def test_gradients():
     """Parity G49, G53: no NaN, none through the chosen boxes, none from unusable tokens."""
     transformer, memory = make_transformer(), make_memory()
-    queries = transformer.initial_queries(memory, None, scores())
+    queries = transformer.initial_queries(memory, None, token_heads())
     assert not queries.reference_points.requires_grad
     (queries.query_pos.square() + queries.content).sum().backward(retain_graph=True)
     assert memory.tokens.grad is None and transformer.enc_output.weight.grad is None
@@ -156,7 +180,7 @@ def test_gradients():
 @pytest.mark.parametrize("num_queries", [46, 47, 300])
 def test_fewer_tokens_than_queries(num_queries):
     """Parity G54: every token becomes a query."""
-    queries = make_transformer(num_queries).initial_queries(make_memory(), None, scores())
+    queries = make_transformer(num_queries).initial_queries(make_memory(), None, token_heads())
     count = min(num_queries, 47)
     assert queries.reference_points.shape == (2, count, 4)
     assert queries.content.shape == queries.query_pos.shape == (2, count, C)
@@ -179,7 +203,7 @@ def test_float32_under_autocast():
     """Parity B12, I72: references and proposals stay float32 when the layers are 16-bit."""
     transformer, memory = make_transformer(), make_memory()
     with torch.autocast("cpu", torch.bfloat16):
-        queries = transformer.initial_queries(memory, None, scores())
+        queries = transformer.initial_queries(memory, None, token_heads())
     assert queries.reference_points.dtype == torch.float32
     assert queries.proposals["pred_boxes"].dtype == torch.float32
     assert queries.proposals["pred_boxes"].isfinite().all()

@@ -30,5 +30,5 @@ from .postprocess import sigmoid_topk, softmax_best
 from .projector import FeatureProjector, PlainProjector
 from .query_groups import OneToMany, QueryGroup, attention_mask
 from .softmax_criterion import SoftmaxCriterion, SoftmaxMatcher, softmax_cost
-from .transformer import DeformableTransformer
+from .transformer import DeformableTransformer, TokenHeads
 from .two_stage import TwoStageDeformableTransformer
