@@ -106,7 +106,9 @@ def test_all_commands_of_the_page_are_tools(tool):
     assert any("benchmark_peers:compiled" in c for c in commands)
 
 
-@pytest.mark.parametrize("name", ["as_trained", "int8", "linear_of_pytorch"])
+@pytest.mark.parametrize(
+    "name", ["as_trained", "int8", "linear_of_pytorch", "frozen_layers_of_batches"]
+)
 def test_peers(tool, name, tmp_path, capsys):
     """Other forms of the model run on the tensors of ours."""
     tool("benchmark_peers")
