@@ -5,13 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectron2_ddetr import cli, load_config
 from detectron2_ddetr.analysis.attention_cost import (
     LAYERS,
-    SamplingFirst,
     Setting,
     curves,
     macs,
@@ -21,7 +19,6 @@ from detectron2_ddetr.analysis.attention_cost import (
 from detectron2_ddetr.analysis.counts import Network, count, count_by_fvcore, model_on_meta
 from detectron2_ddetr.analysis.report import analyze, default_size
 from detectron2_ddetr.errors import InputError
-from detectron2_ddetr.modeling import MSDeformAttn
 from detectron2_ddetr.toolbox import build_model
 from detectron2_ddetr.visualization import attention_cost
 
@@ -196,22 +193,6 @@ def test_attention_over_an_image_of_640_px():
     assert sum(h * w for h, w in pyramid(setting, 80)) == 8400
     assert macs(DENSE, setting, 80) / 1e9 == pytest.approx(38.3, abs=0.05)
     assert macs(DEFORMABLE, setting, 80) / 1e9 == pytest.approx(1.85, rel=0.02)
-
-
-def test_both_orders_compute_the_same():
-    torch.manual_seed(0)
-    shapes = [(9, 7), (8, 6)]
-    usual = MSDeformAttn(16, n_levels=2, n_heads=2, n_points=3).double()
-    for parameter in usual.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    nn.init.uniform_(usual.sampling_offsets.bias, -0.5, 0.5)
-    other = SamplingFirst(16, n_levels=2, n_heads=2, n_points=3).double()
-    other.load_state_dict(usual.state_dict())
-    src = torch.rand(2, 9 * 7 + 8 * 6, 16).double()
-    query = torch.rand(2, 9, 16).double()
-    references = torch.rand(2, 9, 2, 2).double() * 0.2 + 0.4  # all samples lie inside
-    expected = usual(query, references, src, shapes)
-    assert_close(other(query, references, src, shapes), expected, rtol=0, atol=1e-12)
 
 
 def test_dense_attention_counts_alike_on_cpus():

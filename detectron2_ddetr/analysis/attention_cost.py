@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..measuring import measure
 from ..modeling import MSDeformAttn
-from ..modeling.ops.ms_deform_attn import ms_deform_attn_fused
 from ..toolbox import CfgNode
 
 
@@ -40,35 +39,18 @@ def pyramid(setting: Setting, side: int) -> list[tuple[int, int]]:
     return shapes
 
 
+class ProjectingFirst(MSDeformAttn):
+    """Projects all tokens, however few of them are read."""
+
+    def samples_first(self, query: Tensor, src: Tensor) -> bool:
+        return False
+
+
 class SamplingFirst(MSDeformAttn):
-    """
-    The same layer in the other order: each head samples `src` itself, all C channels of it, and
-    projects what it has summed. So nothing is computed for the tokens that nobody reads.
+    """The same layer in the other order, however many samples there are."""
 
-    The two are equal where no sample lies outside, which would read no bias of the projection.
-    """
-
-    def forward(
-        self,
-        query: Tensor,
-        level_reference_points: Tensor,
-        src: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-    ) -> Tensor:
-        """See :meth:`MSDeformAttn.forward`."""
-        heads = self.n_heads
-        per_head = (heads, self.n_levels * self.n_points)
-        sums = ms_deform_attn_fused(
-            src[:, :, None].expand(-1, -1, heads, -1),
-            spatial_shapes,
-            level_reference_points,
-            self.sampling_offsets(query).unflatten(-1, (*per_head, 2)),
-            self.attention_weights(query).unflatten(-1, per_head),
-            [self.n_points] * self.n_levels,
-        ).unflatten(-1, (heads, -1))
-        projection = self.value_proj.weight.unflatten(0, (heads, -1))  # (M, D, C)
-        projected = torch.einsum("nqmc,mdc->nqmd", sums, projection).flatten(2)
-        return self.output_proj(projected + self.value_proj.bias)
+    def samples_first(self, query: Tensor, src: Tensor) -> bool:
+        return True
 
 
 def _dense(setting: Setting, side: int) -> Callable[[], object]:
@@ -79,7 +61,7 @@ def _dense(setting: Setting, side: int) -> Callable[[], object]:
 
 def _deformable(setting: Setting, side: int) -> Callable[[], object]:
     src = _tokens(setting, side)
-    return _layer(MSDeformAttn, setting, side, src, src)
+    return _layer(ProjectingFirst, setting, side, src, src)
 
 
 def _across(layer: type[MSDeformAttn]) -> Callable[[Setting, int], Callable[[], object]]:
@@ -106,7 +88,7 @@ def _layer(
 LAYERS: dict[str, Callable[[Setting, int], Callable[[], object]]] = {
     "dense self-attention": _dense,
     "deformable self-attention": _deformable,
-    "deformable cross-attention": _across(MSDeformAttn),
+    "deformable cross-attention": _across(ProjectingFirst),
     "the same, sampling before the projection": _across(SamplingFirst),
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .dropout import Dropout
-from .linear import Linear, is_for_onednn, product
+from .linear import Linear, is_for_onednn, is_watched, product
 from .ops.bernoulli import bernoulli
 from .ops.scale_kept import scale_kept
 
@@ -41,13 +41,12 @@ def _learns_by_onednn(rows: Tensor, *layers: nn.Linear) -> bool:
 
 def _is_plain(layer: nn.Linear) -> bool:
     """Whether a layer learns as it is, and nobody looks at what it is given or gives."""
-    hooks = ("forward", "forward_pre", "backward", "backward_pre")
     return (
         type(layer) is Linear
         and layer.weight.dtype == torch.float32
         and layer.bias is not None
         and all(parameter.requires_grad for parameter in layer.parameters())
-        and not any(getattr(layer, f"_{kind}_hooks") for kind in hooks)
+        and not is_watched(layer)
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .box_ops import shift_box
 from .denoising import Denoising
+from .few_rows import learn_from_few_rows
 from .linear import Linear
 from .loss_task import Targets
 from .memory import Memory
@@ -239,7 +241,11 @@ class DeformableDETRHead(nn.Module):
         queries = self.transformer.initial_queries(
             memory,
             query_embed,
-            TokenHeads(self.class_embed[-1], self.bbox_embed[-1]),
+            TokenHeads(
+                self.class_embed[-1],
+                # Of the boxes of all tokens few are matched.
+                functools.partial(learn_from_few_rows, self.bbox_embed[-1]),
+            ),
             num_extra,
         )
         groups = [QueryGroup(queries.content.shape[1])]

@@ -22,6 +22,12 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def is_watched(layer: nn.Module) -> bool:
+    """Whether hooks see what it is given or gives, which it then must be called for."""
+    hooks = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(getattr(layer, f"_{kind}_hooks") for kind in hooks)
+
+
 class Linear(nn.Linear):
     """
     :class:`torch.nn.Linear`; on CPUs what it gives and, in float32, the gradient of its input are

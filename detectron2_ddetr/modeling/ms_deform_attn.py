@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, is_watched
+from .ops.extension import HAS_CPU_KERNELS
 
 # The function of the same name is found here too, as before it had a module of its own.
 from .ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused  # noqa: F401
+from .project_samples import is_less_work, project_samples
 
 
 class MSDeformAttn(nn.Module):
@@ -81,20 +83,39 @@ class MSDeformAttn(nn.Module):
         Raises:
             ValueError: when references have neither 2 nor 4 numbers.
         """
-        value = self.value_proj(src)
-        if padding_mask is not None:
-            # After the projection, so that its bias does not leak out of padding. In place, since
-            # no gradient of the projection asks for what it gave.
-            value = value.masked_fill_(padding_mask[..., None], 0.0)
-        per_head = (self.n_heads, self.n_levels * self.n_points)
         if isinstance(spatial_shapes, Tensor):
             spatial_shapes = spatial_shapes.tolist()
-        output = ms_deform_attn_fused(
-            value.unflatten(-1, (self.n_heads, -1)),
+        per_head = (self.n_heads, self.n_levels * self.n_points)
+        samples = (
             spatial_shapes,
             level_reference_points,
             self.sampling_offsets(query).unflatten(-1, (*per_head, 2)),
             self.attention_weights(query).unflatten(-1, per_head),
             [self.n_points] * self.n_levels,
         )
+        if self.samples_first(query, src):
+            output = project_samples(src, padding_mask, self.value_proj, *samples)
+        else:
+            value = self.value_proj(src)
+            if padding_mask is not None:
+                # After the projection, so that its bias does not leak out of padding. In place,
+                # since no gradient of the projection asks for what it gave.
+                value = value.masked_fill_(padding_mask[..., None], 0.0)
+            output = ms_deform_attn_fused(value.unflatten(-1, (self.n_heads, -1)), *samples)
         return self.output_proj(output)
+
+    def samples_first(self, query: Tensor, src: Tensor) -> bool:
+        """
+        Whether samples are projected, and not `src`: on CPUs, of queries that read little of it.
+
+        Not by what is compiled or exported, which is to be the same for any number of queries and
+        tokens, nor past the hooks of the projection.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if src.device.type != "cpu" or not HAS_CPU_KERNELS:
+            return False
+        if type(self.value_proj) is not Linear or is_watched(self.value_proj):
+            return False
+        num_samples = query.shape[1] * self.n_heads * self.n_levels * self.n_points
+        return is_less_work(num_samples, src, self.value_proj.weight)
