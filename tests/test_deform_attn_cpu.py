@@ -68,6 +68,8 @@ def test_thread_counts(fused, dtype):
 
 VARIANT_SCRIPT = """
 import sys, torch
+from detectron2_ddetr.modeling.add_norm import add_and_norm
+from detectron2_ddetr.modeling.dropout import Dropout
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
 from detectron2_ddetr.modeling.ops.scale_kept import scale_kept
 from tests.op_cases import OPS, make_problem
@@ -79,6 +81,16 @@ for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
     x = torch.randn(5001).to(dtype)
     scaled = scale_kept(x, drawn, 1.25, torch.empty_like(x))
     assert torch.equal(scaled, torch.where(drawn, x, 0) * 1.25)
+for dtype in (torch.float64, torch.float32):
+    dropout, norm = Dropout(0.5), torch.nn.LayerNorm(71).to(dtype)
+    found = []
+    for call in (add_and_norm, lambda x, update, dropout, norm: norm(x + dropout(update))):
+        torch.manual_seed(0)
+        x, update = (torch.randn(40, 71, dtype=dtype, requires_grad=True) for _ in range(2))
+        result = call(x, update, dropout, norm)
+        found.append([result, *torch.autograd.grad(result.square().sum(), [x, update])])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 results = {}
 for fused in (False, True):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):

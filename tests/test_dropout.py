@@ -36,6 +36,26 @@ def test_draws(probability, drawn_before):
         assert torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.parametrize("drawn_before", [0, 1, 311])
+def test_draws_of_threads(drawn_before):
+    """Of as many numbers as threads share, however many these are."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for count in (2**16 - 1, 2**16, 3 * 2**15 + 1, 300007):
+                torch.manual_seed(count)
+                torch.rand(drawn_before)
+                start = torch.get_rng_state()
+                expected = torch.empty(count).bernoulli_(0.7).bool()
+                after = torch.get_rng_state()
+                torch.set_rng_state(start)
+                assert torch.equal(bernoulli((count,), 0.7), expected)
+                assert torch.equal(torch.get_rng_state(), after)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_scale_kept(dtype):
     """To the bit what PyTorch's `where` and product give, of any length, in place and beside."""

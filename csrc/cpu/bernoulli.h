@@ -32,6 +32,15 @@ inline uint32_t tempered(uint32_t y) {
   return y ^ (y >> 18);
 }
 
+// Leaves out draws that another thread makes.
+void run_skip_draws(Twister& twister, int64_t count) {
+  for (int64_t words = 2 * count; words > 0;) {
+    if (twister.next == kTwisterWords) renew(twister.word), twister.next = 0;
+    const int64_t left = kTwisterWords - twister.next, taken = left < words ? left : words;
+    twister.next += static_cast<int>(taken), words -= taken;
+  }
+}
+
 // A draw takes two words, the first as the upper half, and of them the lower 53 bits.
 void run_bernoulli(Twister& twister, bool* result, int64_t count, uint64_t threshold) {
   constexpr int kDraws = 1024;

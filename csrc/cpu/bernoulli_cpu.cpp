@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "chosen_kernels.h"
@@ -16,6 +17,29 @@ using torch::stable::Tensor;
 // Where a state of torch.Generator holds what, in numbers of 64 bits: the seed; how many words are
 // left, plus one, in the lower half; the next of the words; the words, each in a number of its own.
 constexpr int64_t kLeft = 1, kNext = 2, kWords = 3;
+
+constexpr int64_t kDrawsPerThread = 1 << 15;  // for fewer, another thread is not worth waking
+constexpr int64_t kMaxThreads = 4;            // more have little to gain
+constexpr double kDrawsForSkipped = 0.625;    // in the time that a draw takes longer than a skip
+
+// Each thread goes through all draws before its own, of which it has the fewer the more these are,
+// so that all end together: the numbers come one after another, and no thread can start amid them.
+void draw(Twister& twister, bool* result, int64_t count, uint64_t threshold) {
+  const int64_t threads = std::max<int64_t>(
+      1, std::min<int64_t>({torch::stable::get_num_threads(), kMaxThreads, count / kDrawsPerThread}));
+  const double whole = 1 - std::pow(kDrawsForSkipped, threads);
+  const auto start = [&](int64_t thread) {
+    const double share = (1 - std::pow(kDrawsForSkipped, thread)) / whole;
+    return thread == threads ? count : static_cast<int64_t>(count * share);
+  };
+  const Twister before = twister;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    Twister own = before;
+    chosen_kernels().skip_draws(own, start(first));
+    chosen_kernels().bernoulli(own, result + start(first), start(last) - start(first), threshold);
+    if (last == threads) twister = own;
+  });
+}
 
 void bernoulli_(Tensor generator_state, Tensor result, double probability) {
   STD_TORCH_CHECK(generator_state.scalar_type() == torch::headeronly::ScalarType::Long &&
@@ -37,7 +61,7 @@ void bernoulli_(Tensor generator_state, Tensor result, double probability) {
   for (int i = 0; i < kTwisterWords; ++i) twister.word[i] = state[kWords + i];
   twister.next = kTwisterWords - (left - 1);
   const uint64_t threshold = std::ceil(std::ldexp(probability, 53));
-  chosen_kernels().bernoulli(twister, result.mutable_data_ptr<bool>(), result.numel(), threshold);
+  draw(twister, result.mutable_data_ptr<bool>(), result.numel(), threshold);
   for (int i = 0; i < kTwisterWords; ++i) state[kWords + i] = twister.word[i];
   state[kLeft] += kTwisterWords - twister.next + 1 - left;
   state[kNext] = twister.next;

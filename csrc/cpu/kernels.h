@@ -1,6 +1,7 @@
 // The table of kernels of one instruction set; see avx512.cpp.
 #pragma once
 
+#include "add_norm.h"
 #include "backward.h"
 #include "bernoulli.h"
 #include "forward.h"
@@ -65,6 +66,22 @@ void run_scale_kept(Dtype type, const void* x, const bool* kept, double scale, v
     scale_kept(static_cast<const T*>(x) + first, kept + first, static_cast<Sum<T>>(scale),
                static_cast<T*>(result) + first, last - first);
   });
+}
+
+void run_add_norm(Dtype type, const AddNorm& p, int64_t first, int64_t last) {
+  if (type == Dtype::kDouble)
+    add_norm<double>(p, first, last);
+  else
+    add_norm<float>(p, first, last);
+}
+
+void run_add_norm_backward(Dtype type, const AddNormGradients& p, int64_t first, int64_t last,
+                           void* of_weight, void* of_bias) {
+  if (type == Dtype::kDouble)
+    add_norm_backward(p, first, last, static_cast<double*>(of_weight),
+                      static_cast<double*>(of_bias));
+  else
+    add_norm_backward(p, first, last, static_cast<float*>(of_weight), static_cast<float*>(of_bias));
 }
 
 }  // namespace

@@ -56,6 +56,25 @@ struct Twister {
   int next;  // of the words, that is drawn; all of them are used up at kTwisterWords
 };
 
+// Rows of `channels` numbers, one after another. `kept` is null where all of `update` is, at its own
+// scale; `normalized` and `factor`, of a row, are null where no gradient is asked for.
+struct AddNorm {
+  int64_t channels;
+  const void *x, *update;
+  const bool* kept;
+  double scale, eps;
+  const void *weight, *bias;
+  void *result, *normalized, *factor;
+};
+
+struct AddNormGradients {
+  int64_t channels;
+  const void *grad, *normalized, *factor, *weight;
+  const bool* kept;
+  double scale;
+  void *of_x, *of_update;  // which is not written where all is kept: it is the same
+};
+
 // One table per instruction set. Pairs are (N, Q, M) and queries (N, Q), flattened.
 struct Kernels {
   const char* name;
@@ -71,9 +90,14 @@ struct Kernels {
   void (*finish)(const Problem&, const Gradients&, int64_t first_query, int64_t last_query);
   // Whether each of `count` draws of 53 bits is below the threshold.
   void (*bernoulli)(Twister&, bool* result, int64_t count, uint64_t threshold);
+  void (*skip_draws)(Twister&, int64_t count);
   // x * scale where kept, else 0, of elements first to last; the result may be x.
   void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, void* result,
                      int64_t first, int64_t last);
+  // Of rows first to last, of 32 or 64 bits; the gradients of weight and bias are added up.
+  void (*add_norm)(Dtype, const AddNorm&, int64_t first, int64_t last);
+  void (*add_norm_backward)(Dtype, const AddNormGradients&, int64_t first, int64_t last,
+                            void* of_weight, void* of_bias);
 };
 
 extern const Kernels portable_kernels;

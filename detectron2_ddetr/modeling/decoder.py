@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .add_norm import add_and_norm
 from .attention import MultiheadAttention
 from .dropout import Dropout
 from .feed_forward import feed_forward
@@ -94,7 +95,7 @@ class DeformableTransformerDecoderLayer(nn.Module):
         attended, _ = self.self_attn(
             positioned, positioned, query, attn_mask=attn_mask, need_weights=False
         )
-        query = self.norm2(query + self.dropout2(attended))
+        query = add_and_norm(query, attended, self.dropout2, self.norm2)
         attended = self.cross_attn(
             query + query_pos,
             level_reference_points,
@@ -102,9 +103,9 @@ class DeformableTransformerDecoderLayer(nn.Module):
             memory.spatial_shapes,
             memory.padding_mask,
         )
-        query = self.norm1(query + self.dropout1(attended))
+        query = add_and_norm(query, attended, self.dropout1, self.norm1)
         hidden = feed_forward(query, self.linear1, self.dropout3, self.linear2)
-        return self.norm3(query + self.dropout4(hidden))
+        return add_and_norm(query, hidden, self.dropout4, self.norm3)
 
 
 class DeformableTransformerDecoder(nn.Module):

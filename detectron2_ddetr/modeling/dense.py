@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .add_norm import add_and_norm
 from .attention import MultiheadAttention
 from .decoder import QuerySet, UpdateReference
 from .dropout import Dropout
@@ -89,7 +90,7 @@ class DenseDecoderLayer(nn.Module):
         """
         own = query + query_pos
         seen, _ = self.self_attn(own, own, query, attn_mask=attn_mask, need_weights=False)
-        query = self.norm1(query + self.dropout(seen))
+        query = add_and_norm(query, seen, self.dropout, self.norm1)
         read, _ = self.multihead_attn(
             query + query_pos,
             memory.tokens + memory.pos_embed,
@@ -97,9 +98,9 @@ class DenseDecoderLayer(nn.Module):
             key_padding_mask=memory.padding_mask,
             need_weights=False,
         )
-        query = self.norm2(query + self.dropout(read))
+        query = add_and_norm(query, read, self.dropout, self.norm2)
         hidden = feed_forward(query, self.linear1, self.dropout, self.linear2)
-        return self.norm3(query + self.dropout(hidden))
+        return add_and_norm(query, hidden, self.dropout, self.norm3)
 
 
 class DenseDecoder(nn.Module):

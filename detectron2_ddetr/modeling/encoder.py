@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .add_norm import add_and_norm
 from .dropout import Dropout
 from .feed_forward import feed_forward
 from .linear import Linear
@@ -26,9 +27,9 @@ class EncoderLayer(nn.Module):
 
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:
         """The tokens, and what each has read, (N, S, C) both -> the output of the layer."""
-        src = self.norm1(src + self.dropout1(attended))
+        src = add_and_norm(src, attended, self.dropout1, self.norm1)
         hidden = feed_forward(src, self.linear1, self.dropout2, self.linear2)
-        return self.norm2(src + self.dropout3(hidden))
+        return add_and_norm(src, hidden, self.dropout3, self.norm2)
 
 
 class DeformableTransformerEncoderLayer(EncoderLayer):
