@@ -107,7 +107,16 @@ def test_all_commands_of_the_page_are_tools(tool):
 
 
 @pytest.mark.parametrize(
-    "name", ["as_trained", "int8", "linear_of_pytorch", "frozen_layers_of_batches"]
+    "name",
+    [
+        "as_trained",
+        "int8",
+        "linear_of_pytorch",
+        "frozen_layers_of_batches",
+        "tokens_projected_first",
+        "all_boxes_learn",
+        "sums_and_norms_of_pytorch",
+    ],
 )
 def test_peers(tool, name, tmp_path, capsys):
     """Other forms of the model run on the tensors of ours."""

@@ -3,8 +3,8 @@ Other forms of our own model as the peer of `tools/benchmark.py`, such as
 
     python tools/benchmark.py --config-file configs/quick_start.yaml --peer benchmark_peers:compiled
 
-Above 1, `ours / peer` says how many times as fast that form is. But for the compiled ones,
-`linear_of_pytorch` and `frozen_layers_of_batches` its training step is the same as ours.
+Above 1, `ours / peer` says how many times as fast that form is. The training steps of `as_trained`
+and `int8` are the same as ours.
 """
 
 import functools
@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from detectron2_ddetr.analysis.attention_cost import ProjectingFirst
 from detectron2_ddetr.engine.trainer import Trainer
+from detectron2_ddetr.modeling import MSDeformAttn
 from detectron2_ddetr.modeling.linear import Linear
 from detectron2_ddetr.toolbox import CfgNode
 
@@ -62,6 +64,44 @@ def frozen_layers_of_batches(description: dict) -> tuple[Callable, Callable]:
     def form(model: nn.Module) -> nn.Module:
         model.backbone.forward = functools.partial(maps_of, model.backbone)
         return model
+
+    return _functions(description["config"], form)
+
+
+def tokens_projected_first(description: dict) -> tuple[Callable, Callable]:
+    """Decoder layers project all tokens, and sample what this gives, as the official code does."""
+
+    def form(model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if type(module) is MSDeformAttn:
+                module.__class__ = ProjectingFirst
+        return model.for_inference()
+
+    return _functions(description["config"], form)
+
+
+def all_boxes_learn(description: dict) -> tuple[Callable, Callable]:
+    """The backward pass of the boxes of a two-stage encoder is that of all tokens."""
+
+    def form(model: nn.Module) -> nn.Module:
+        # A hook has to see all of them.
+        model.head.bbox_embed[-1].register_forward_hook(lambda module, given, boxes: None)
+        return model.for_inference()
+
+    return _functions(description["config"], form)
+
+
+def sums_and_norms_of_pytorch(description: dict) -> tuple[Callable, Callable]:
+    """Dropout, sum and norm after each part of a transformer's layer in three passes."""
+
+    class OtherNorm(nn.LayerNorm):
+        """The same, which one pass is not for, as it is of another kind."""
+
+    def form(model: nn.Module) -> nn.Module:
+        for module in model.head.modules():
+            if type(module) is nn.LayerNorm:
+                module.__class__ = OtherNorm
+        return model.for_inference()
 
     return _functions(description["config"], form)
 
