@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from detectron2_ddetr.modeling.ops import extension
+
 from .conftest import ROOT
 from .fork_server import python
 from .op_cases import OPS, coordinate_dtype, make_problem, needs_kernels
@@ -136,6 +138,16 @@ def test_unknown_instruction_set(monkeypatch):
     assert status != 0
     for word in ("DDETR_CPU_KERNELS", "sse9", "avx512", "avx2", "portable"):
         assert word in log
+
+
+@needs_kernels
+def test_kernels_of_other_sources():
+    """One error that says what to do, and not one of PyTorch's in the first step."""
+    assert extension._load("_C", ("ms_deform_attn", "add_norm"))
+    with pytest.raises(
+        ImportError, match=r"_C.*older.* it has no nonsense, bernoulli_like_\. Inst"
+    ):
+        extension._load("_C", ("add_norm", "nonsense", "bernoulli_like_"))
 
 
 WITHOUT_KERNELS_SCRIPT = """

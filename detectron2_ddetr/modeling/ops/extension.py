@@ -14,15 +14,44 @@ _PACKAGE = __package__.split(".")[0]
 _REPORT = Path(__file__).parents[2] / "_build_report.json"
 
 
-def _load(module: str) -> bool:
-    """Chosen by presence, never by failure: an installed but broken module raises."""
+#: What the sources of `_C` are kernels of.
+_CPU_OPERATORS = (
+    "ms_deform_attn",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_fused_backward",
+    "bernoulli_",
+    "scale_kept",
+    "add_norm",
+    "add_norm_backward",
+)
+
+
+def _load(module: str, operators: tuple[str, ...] = ()) -> bool:
+    """
+    Chosen by presence, never by failure: an installed but broken module raises.
+
+    Args:
+        operators: that it has CPU kernels for, unless it was built from other sources.
+    """
     if importlib.util.find_spec(f"{_PACKAGE}.{module}") is None:
         return False
-    importlib.import_module(f"{_PACKAGE}.{module}")
+    loaded = importlib.import_module(f"{_PACKAGE}.{module}")
+    missing = [name for name in operators if not _has_cpu_kernel(f"{_PACKAGE}::{name}")]
+    if missing:
+        raise ImportError(
+            f"{loaded.__file__} was built from older sources than these: it has no "
+            f"{', '.join(missing)}. Install the package again, as the README says"
+        )
     return True
 
 
-HAS_CPU_KERNELS = _load("_C")
+def _has_cpu_kernel(name: str) -> bool:
+    known = torch._C._dispatch_has_kernel(name)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+
+HAS_CPU_KERNELS = _load("_C", _CPU_OPERATORS)
 # Needs the CUDA libraries of torch, which other builds of torch do not have.
 HAS_CUDA_KERNELS = torch.version.cuda is not None and _load("_C_cuda")
 
