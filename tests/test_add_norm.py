@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2_ddetr.modeling.add_norm import add_and_norm
+from detectron2_ddetr.modeling.add_norm import AddNorm, add_and_norm
 from detectron2_ddetr.modeling.dropout import Dropout
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
 
@@ -20,7 +20,7 @@ def made(shape=(2, 37, 19), dtype=torch.float32, p=0.2):
     """x, update, dropout and norm."""
     torch.manual_seed(0)
     x, update = (torch.randn(shape, dtype=dtype).mul(3).add(2).requires_grad_() for _ in range(2))
-    norm = nn.LayerNorm(shape[-1]).to(dtype)
+    norm = AddNorm(shape[-1]).to(dtype)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     return x, update, Dropout(p), norm
 
@@ -115,9 +115,18 @@ def test_what_is_no_number():
         assert add_and_norm(x, update, dropout, norm)[::2].isfinite().all()
 
 
+def test_squares_that_overflow():
+    """NaN, as PyTorch's norm gives, and not the bias: it would hide that training has diverged."""
+    x, update, dropout, norm = made((2, 16), p=0.0)
+    x = torch.cat((x[:1], torch.full((1, 16), 1e30).where(torch.arange(16) % 2 == 0, -1e30)))
+    result = add_and_norm(x, update, dropout, norm)
+    assert result[0].isfinite().all() and result[1].isnan().all()
+    assert in_three(x, update, dropout, norm)[1].isnan().all()
+
+
 @needs_kernels
 def test_one_pass(monkeypatch):
-    """Where it may be; what is looked at, of another kind, of mixed types or strided is not."""
+    """Where it may be, also of a norm with hooks; else, of mixed types or strides, as ever."""
     calls = []
     real = OPS.add_norm
     monkeypatch.setattr(OPS, "add_norm", lambda *args: calls.append(args) or real(*args))
@@ -135,11 +144,14 @@ def test_one_pass(monkeypatch):
     assert passes(x, update.transpose(0, 1).contiguous().transpose(0, 1), dropout, norm) == 0
     assert passes(x, update, nn.Identity(), norm) == 0
     assert passes(x, update, dropout, nn.Identity()) == 0
-    assert passes(x, update, dropout, nn.LayerNorm(19, elementwise_affine=False)) == 0
-    assert passes(x, update, dropout, nn.LayerNorm((37, 19))) == 0
+    assert passes(x, update, dropout, nn.LayerNorm(19)) == 0
+    assert passes(x, update, dropout, AddNorm(19, elementwise_affine=False)) == 0
+    assert passes(x, update, dropout, AddNorm((37, 19))) == 0
     seen = []
     norm.register_forward_hook(lambda module, given, result: seen.append(result))
-    assert passes(x, update, dropout, norm) == 0 and len(seen) == 2
+    assert passes(x, update, dropout, norm) == 1 and len(seen) == 2
+    dropout.register_forward_hook(lambda module, given, result: seen.append(result))
+    assert passes(x, update, dropout, norm) == 0 and len(seen) == 6
 
 
 @needs_kernels

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detectron2_ddetr.modeling import MSDeformAttn
+from detectron2_ddetr.analysis.attention_cost import ProjectingFirst
 
 from .modeling_cases import randomise
 from .op_cases import OPS, check_gradients, make_problem, using
@@ -80,7 +80,7 @@ class ArgumentDtypes(TorchDispatchMode):
 @pytest.mark.parametrize("numbers", [2, 4])
 def test_module_under_autocast(dtype, numbers):
     """Projections are 16-bit and so is the result, references are not: the error is their own."""
-    module = randomise(MSDeformAttn(16, 1, 2, 2), std=0.3)
+    module = randomise(ProjectingFirst(16, 1, 2, 2), std=0.3)
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 50, 16, generator=generator)
     # Each cell differs from the next, so that a rounded coordinate reads something else.

@@ -105,6 +105,13 @@ def test_what_projects_all_tokens():
         assert_close(module(*given, SHAPES), expected, rtol=1e-4, atol=1e-4)
         assert not module.samples_first(given[0], given[2])
     assert seen == [(2, NUM_TOKENS, 64)]
+
+    def look(module, given, result):
+        seen.append(result)
+
+    look.only_looks = True  # as of a hunt for NaN, whose steps are those of before
+    attention.value_proj.register_forward_hook(look)
+    assert torch.equal(attention(*given, SHAPES), expected) and len(seen) == 1
     assert not attention.to("meta").samples_first(*(x.to("meta") for x in given[::2]))
 
 

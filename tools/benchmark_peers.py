@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detectron2_ddetr.analysis.attention_cost import ProjectingFirst
 from detectron2_ddetr.engine.trainer import Trainer
 from detectron2_ddetr.modeling import MSDeformAttn
+from detectron2_ddetr.modeling.add_norm import AddNorm
 from detectron2_ddetr.modeling.linear import Linear
 from detectron2_ddetr.toolbox import CfgNode
 
@@ -94,13 +95,10 @@ def all_boxes_learn(description: dict) -> tuple[Callable, Callable]:
 def sums_and_norms_of_pytorch(description: dict) -> tuple[Callable, Callable]:
     """Dropout, sum and norm after each part of a transformer's layer in three passes."""
 
-    class OtherNorm(nn.LayerNorm):
-        """The same, which one pass is not for, as it is of another kind."""
-
     def form(model: nn.Module) -> nn.Module:
-        for module in model.head.modules():
-            if type(module) is nn.LayerNorm:
-                module.__class__ = OtherNorm
+        for module in model.modules():
+            if type(module) is AddNorm:
+                module.__class__ = nn.LayerNorm
         return model.for_inference()
 
     return _functions(description["config"], form)

@@ -43,7 +43,9 @@ void add_norm(const AddNorm& p, int64_t first, int64_t last) {
       sums += v * v;
     }
     for (int64_t i = whole; i < n; ++i) rest += (sum[i] - mean) * (sum[i] - mean);
-    const C factor = 1 / std::sqrt(total<C>(sums, rest) / n + static_cast<C>(p.eps));
+    const C variance = total<C>(sums, rest) / n;
+    // Of squares that overflow NaN, as PyTorch gives, and not 0, which would hide it.
+    const C factor = 1 / std::sqrt(variance + static_cast<C>(p.eps)) + (variance - variance);
     for (int64_t i = 0; i < whole; i += lanes) {
       const Vector<C> v = (load(sum + i) - mean) * factor;
       if (p.normalized != nullptr) store(sum + i, v);

@@ -112,6 +112,9 @@ class Hunt:
             self._follow(value, module, name)
         self._look(output, module, "computes the first that is not finite", (args, kwargs))
 
+    # For :func:`.is_watched`: a step is computed as without a hunt.
+    _enter.only_looks = _leave.only_looks = True
+
     def _look(self, value: Any, module: nn.Module, what: str, given: Any) -> None:
         if (self.fault is not None and self.fault.images) or finite(value):
             return

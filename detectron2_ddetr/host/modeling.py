@@ -1,6 +1,5 @@
 """Registries, the ResNet backbone and the last step of a detector."""
 
-import torch
 import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from fvcore.nn.weight_init import c2_msra_fill
@@ -54,8 +53,7 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
         # The fused op would keep x only to compute gradients of weight and bias.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        scale, shift = (v.view(1, -1, 1, 1).to(x.dtype) for v in (scale, shift))
-        return torch.addcmul(shift, x, scale)
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
 
 
 class Conv2d(nn.Conv2d):

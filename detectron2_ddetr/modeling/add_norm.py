@@ -15,9 +15,26 @@ from .ops.extension import HAS_CPU_KERNELS
 _ops = torch.ops.detectron2_ddetr
 
 
-def add_and_norm(x: Tensor, update: Tensor, dropout: Dropout, norm: nn.LayerNorm) -> Tensor:
+class AddNorm(nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm`, also of a sum that it makes itself, see :func:`add_and_norm`."""
+
+    def forward(self, x: Tensor, update: Tensor | None = None, p: float = 0.0) -> Tensor:
+        """
+        Args:
+            x: (..., C).
+            update: (..., C), added to `x`; None for nothing. For what :func:`_is_one_pass` says.
+            p: share of `update` that is dropped, and the rest scaled.
+        """
+        if update is None:
+            return super().forward(x)
+        if torch.is_grad_enabled():
+            return _AddNorm.apply(x, update, self.weight, self.bias, self.eps, p)
+        return _forward(x, update, self.weight, self.bias, self.eps, p, needs_gradients=False)[0]
+
+
+def add_and_norm(x: Tensor, update: Tensor, dropout: nn.Module, norm: nn.Module) -> Tensor:
     """
-    ``norm(x + dropout(update))``, on CPUs in one pass, also backward.
+    ``norm(x + dropout(update))``, of an :class:`AddNorm` on CPUs in one pass, also backward.
 
     Args:
         x: (..., C), what the part of the layer was given.
@@ -25,20 +42,17 @@ def add_and_norm(x: Tensor, update: Tensor, dropout: Dropout, norm: nn.LayerNorm
         dropout: draws as it would alone.
         norm: over C.
     """
-    if not _is_one_pass(x, update, dropout, norm):
-        return norm(x + dropout(update))
-    p = dropout.p if dropout.training else 0.0
-    if torch.is_grad_enabled():
-        return _AddNorm.apply(x, update, norm.weight, norm.bias, norm.eps, p)
-    return _forward(x, update, norm.weight, norm.bias, norm.eps, p, needs_gradients=False)[0]
+    if _is_one_pass(x, update, dropout, norm):
+        return norm(x, update, dropout.p if dropout.training else 0.0)
+    return norm(x + dropout(update))
 
 
-def _is_one_pass(x: Tensor, update: Tensor, dropout: Dropout, norm: nn.LayerNorm) -> bool:
+def _is_one_pass(x: Tensor, update: Tensor, dropout: nn.Module, norm: nn.Module) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if x.device.type != "cpu" or not HAS_CPU_KERNELS:
         return False
-    if type(norm) is not nn.LayerNorm or norm.bias is None or is_watched(norm):
+    if type(norm) is not AddNorm or norm.bias is None:
         return False
     if type(dropout) is not Dropout or dropout.p == 1 or is_watched(dropout):
         return False

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .add_norm import add_and_norm
+from .add_norm import AddNorm, add_and_norm
 from .attention import MultiheadAttention
 from .dropout import Dropout
 from .feed_forward import feed_forward
@@ -66,12 +66,12 @@ class DeformableTransformerDecoderLayer(nn.Module):
         """
         super().__init__()
         self.cross_attn = cross_attn
-        self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
+        self.dropout1, self.norm1 = Dropout(dropout), AddNorm(d_model)
         self.self_attn = self_attn
-        self.dropout2, self.norm2 = Dropout(dropout), nn.LayerNorm(d_model)
+        self.dropout2, self.norm2 = Dropout(dropout), AddNorm(d_model)
         self.linear1, self.dropout3 = Linear(d_model, dim_feedforward), Dropout(dropout)
         self.linear2, self.dropout4 = Linear(dim_feedforward, d_model), Dropout(dropout)
-        self.norm3 = nn.LayerNorm(d_model)
+        self.norm3 = AddNorm(d_model)
 
     def forward(
         self,

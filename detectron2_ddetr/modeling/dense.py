@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .add_norm import add_and_norm
+from .add_norm import AddNorm, add_and_norm
 from .attention import MultiheadAttention
 from .decoder import QuerySet, UpdateReference
 from .dropout import Dropout
@@ -73,7 +73,7 @@ class DenseDecoderLayer(nn.Module):
         self.multihead_attn = MultiheadAttention(d_model, n_heads, dropout)
         self.linear1 = Linear(d_model, dim_feedforward)
         self.linear2 = Linear(dim_feedforward, d_model)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (AddNorm(d_model) for _ in range(3))
         self.dropout = Dropout(dropout)
 
     def forward(

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .add_norm import add_and_norm
+from .add_norm import AddNorm, add_and_norm
 from .dropout import Dropout
 from .feed_forward import feed_forward
 from .linear import Linear
@@ -20,10 +20,10 @@ class EncoderLayer(nn.Module):
         """
         super().__init__()
         self.self_attn = self_attn
-        self.dropout1, self.norm1 = Dropout(dropout), nn.LayerNorm(d_model)
+        self.dropout1, self.norm1 = Dropout(dropout), AddNorm(d_model)
         self.linear1, self.dropout2 = Linear(d_model, dim_feedforward), Dropout(dropout)
         self.linear2, self.dropout3 = Linear(dim_feedforward, d_model), Dropout(dropout)
-        self.norm2 = nn.LayerNorm(d_model)
+        self.norm2 = AddNorm(d_model)
 
     def after_attention(self, src: Tensor, attended: Tensor) -> Tensor:
         """The tokens, and what each has read, (N, S, C) both -> the output of the layer."""

@@ -23,9 +23,13 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_watched(layer: nn.Module) -> bool:
-    """Whether hooks see what it is given or gives, which it then must be called for."""
-    hooks = ("forward", "forward_pre", "backward", "backward_pre")
-    return any(getattr(layer, f"_{kind}_hooks") for kind in hooks)
+    """
+    Whether hooks see or change what it is given or gives, so that it must be called for them; not
+    those that say of themselves `only_looks`, for which nothing may be computed in another way.
+    """
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    hooks = [hook for kind in kinds for hook in getattr(layer, f"_{kind}_hooks").values()]
+    return not all(getattr(hook, "only_looks", False) for hook in hooks)
 
 
 class Linear(nn.Linear):
