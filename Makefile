@@ -60,7 +60,7 @@ sanitize: pytest
 	  $(abspath $(PYTHON)) -m pytest -q -rs -k "not process and not instruction_sets" \
 	  tests/test_deform_attn_op.py tests/test_deform_attn_cpu.py tests/test_deform_attn_dtypes.py \
 	  tests/test_deform_attn_nonfinite.py tests/test_deform_attn_hostile.py \
-	  tests/test_ms_deform_attn.py tests/test_dropout.py
+	  tests/test_ms_deform_attn.py tests/test_dropout.py tests/test_add_norm.py
 
 # torch first: the kernels are compiled against the one that is there. Python compiles what it
 # imports, the first time; pip would compile all of torch.

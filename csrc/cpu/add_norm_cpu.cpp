@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_backward(
   p.kept = mask_of(kept), p.scale = scale;
   p.of_x = of_x.mutable_data_ptr(), p.of_update = of_update.mutable_data_ptr();
   char* const of_weight = static_cast<char*>(sums.mutable_data_ptr());
-  std::memset(of_weight, 0, sums.numel() * size);
+  if (parts > 0) std::memset(of_weight, 0, sums.numel() * size);  // of no rows there is no memory
   char* const of_bias = of_weight + parts * p.channels * size;
   const Dtype type = dtype_of(grad);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
