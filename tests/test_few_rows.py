@@ -83,6 +83,14 @@ def test_mixed_precision():
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_other_devices():
+    """Which would wait for the rows, or, as "meta", have no numbers."""
+    layers, x = made(torch.float32)
+    x = x.detach().to("meta").requires_grad_()
+    learn_from_few_rows(layers.to("meta"), x).sum().backward()
+    assert x.grad.shape == x.shape
+
+
 def test_hooks_see_all_rows():
     layers, x = made()
     seen = []

@@ -16,7 +16,8 @@ void add_norm(const AddNorm& p, int64_t first, int64_t last) {
   constexpr int lanes = Lanes<C>::count;
   const int64_t n = p.channels, whole = n / lanes * lanes;
   const C scale = p.scale;
-  const C *const weight = static_cast<const C*>(p.weight), *const bias = static_cast<const C*>(p.bias);
+  const C* const weight = static_cast<const C*>(p.weight);
+  const C* const bias = static_cast<const C*>(p.bias);
   for (int64_t row = first; row < last; ++row) {
     const C* const x = static_cast<const C*>(p.x) + row * n;
     const C* const update = static_cast<const C*>(p.update) + row * n;

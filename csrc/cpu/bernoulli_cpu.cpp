@@ -25,8 +25,9 @@ constexpr double kDrawsForSkipped = 0.625;    // in the time that a draw takes l
 // Each thread goes through all draws before its own, of which it has the fewer the more these are,
 // so that all end together: the numbers come one after another, and no thread can start amid them.
 void draw(Twister& twister, bool* result, int64_t count, uint64_t threshold) {
-  const int64_t threads = std::max<int64_t>(
-      1, std::min<int64_t>({torch::stable::get_num_threads(), kMaxThreads, count / kDrawsPerThread}));
+  const int64_t useful = std::min(kMaxThreads, count / kDrawsPerThread);
+  const int64_t threads =
+      std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), useful));
   const double whole = 1 - std::pow(kDrawsForSkipped, threads);
   const auto start = [&](int64_t thread) {
     const double share = (1 - std::pow(kDrawsForSkipped, thread)) / whole;

@@ -56,8 +56,8 @@ struct Twister {
   int next;  // of the words, that is drawn; all of them are used up at kTwisterWords
 };
 
-// Rows of `channels` numbers, one after another. `kept` is null where all of `update` is, at its own
-// scale; `normalized` and `factor`, of a row, are null where no gradient is asked for.
+// Rows of `channels` numbers, one after another. `kept` is null where all of `update` is, as it is;
+// `normalized` and `factor`, of a row, are null where no gradient is asked for.
 struct AddNorm {
   int64_t channels;
   const void *x, *update;

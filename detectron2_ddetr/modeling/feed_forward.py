@@ -40,7 +40,7 @@ def _learns_by_onednn(rows: Tensor, *layers: nn.Linear) -> bool:
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """Whether a layer learns as it is, and nobody looks at what it is given or gives."""
+    """Whether a layer learns as it is, and need not be called for hooks."""
     return (
         type(layer) is Linear
         and layer.weight.dtype == torch.float32

@@ -11,15 +11,17 @@ from .linear import is_watched
 
 def learn_from_few_rows(layers: nn.Module, x: Tensor) -> Tensor:
     """
-    layers(x), of which nothing is kept for the backward pass but `x`; there, rows that have a
-    gradient are computed again, and no others. For boxes of all tokens, of which few are matched.
+    layers(x), of which on CPUs nothing is kept for the backward pass but `x`; there, rows that have
+    a gradient are computed again, and no others. For boxes of all tokens, of which few are matched.
+    Not on GPUs, which would wait to know these rows.
 
     Args:
         layers: see every row for itself, and draw no random numbers.
         x: (..., C).
     """
-    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if compiled or not torch.is_grad_enabled() or any(map(is_watched, layers.modules())):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        return layers(x)
+    if x.device.type != "cpu" or any(map(is_watched, layers.modules())):
         return layers(x)
     return _FewRows.apply(layers, x, *layers.parameters())
 
@@ -30,9 +32,9 @@ class _FewRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parameters)
-        ctx.layers, device = layers, x.device.type
-        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.autocast = device, dtype, enabled
+        ctx.layers = layers
+        dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+        ctx.autocast = "cpu", dtype, enabled
         return layers(x)
 
     @staticmethod
