@@ -21,7 +21,7 @@
 #define DDETR_VECTOR_BYTES 64
 #include "kernels.h"
 namespace ddetr {
-const Kernels avx512_kernels = {"avx512", run_forward, run_softmax, run_backward, run_finish,
+const Kernels avx512_kernels = {"avx512", run_forward, run_backward, run_finish,
                                 run_bernoulli, run_skip_draws, run_scale_kept, run_add_norm,
                                 run_add_norm_backward};
 }

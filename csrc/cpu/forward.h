@@ -150,9 +150,10 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
     }
     for (int64_t k = 0; k < p.samples; k += kBlock) {
       CellBlock<C>& block = blocks[k / kBlock];
-      const int64_t count = p.samples - k < kBlock ? p.samples - k : kBlock;
-      block.set_pixels(0, count, points + 2 * k, map.step + 2 * k, map.base + 2 * k);
-      copy_in(attention + k, count, block.attention);
+      with_count(std::min<int64_t>(p.samples - k, kBlock), [&](auto count) {
+        block.set_pixels(0, count, points + 2 * k, map.step + 2 * k, map.base + 2 * k);
+        copy_in(attention + k, count, block.attention);
+      });
       block.find(p.outside);
     }
     const T* value =
@@ -181,19 +182,6 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
       }
       pair_forward(query / p.queries, pair, head);
     }
-  }
-}
-
-template <class T, class O>
-void softmax_of_logits(const Problem& p, void* attention, int64_t first_pair, int64_t last_pair) {
-  using C = Sum<T>;
-  Scratch scratch;
-  C* powers = scratch.take<C>(p.samples + kBlock);
-  for (int64_t pair = first_pair; pair < last_pair; ++pair) {
-    const O* logits = static_cast<const O*>(p.weights) + pair * p.samples;
-    const C scale = 1 / exponentials(logits, p.samples, powers);
-    C* out = static_cast<C*>(attention) + pair * p.samples;
-    for (int64_t k = 0; k < p.samples; ++k) out[k] = powers[k] * scale;
   }
 }
 

@@ -8,6 +8,15 @@ namespace {
 
 constexpr int kBlock = 16;  // samples whose geometry is computed together
 
+// f(count), of the samples of a block; all sixteen as a constant, with which loops have no rest.
+template <class F>
+inline void with_count(int64_t count, const F& f) {
+  if (count == kBlock)
+    f(std::integral_constant<int64_t, kBlock>());
+  else
+    f(count);
+}
+
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -73,8 +82,8 @@ struct CellBlock {
   }
 
   // From points (count, 2), (x, y), and the step and base of each number.
-  template <class O>
-  void set_pixels(int64_t first, int64_t count, const O* points, const C* step, const C* base) {
+  template <class O, class Count>
+  void set_pixels(int64_t first, Count count, const O* points, const C* step, const C* base) {
     alignas(64) C pixels[2 * kBlock];
     copy_in(points, 2 * count, pixels);
     for (int64_t i = 0; i < 2 * count; ++i) pixels[i] = pixels[i] * step[i] + base[i];
@@ -207,6 +216,13 @@ inline C exponentials(const O* logits, int64_t samples, C* powers) {
     }
     return reduce<float>(sums);
   }
+}
+
+// `result` has room for K rounded up to whole vectors; behind K it is zero.
+template <class O, class C>
+inline void softmax(const O* logits, int64_t samples, C* result) {
+  const C scale = 1 / exponentials(logits, samples, result);
+  for (int64_t k = 0; k < samples; ++k) result[k] *= scale;
 }
 
 }  // namespace

@@ -42,12 +42,6 @@ void run_forward(const Problem& p, void* output, int64_t first_query, int64_t la
   });
 }
 
-void run_softmax(const Problem& p, void* attention, int64_t first, int64_t last) {
-  with_types(p, [&](auto t, auto o) {
-    softmax_of_logits<decltype(t), decltype(o)>(p, attention, first, last);
-  });
-}
-
 void run_backward(const Problem& p, const Gradients& grads, int64_t image, int64_t head,
                   int64_t first_level, int64_t last_level) {
   with_types(p, [&](auto t, auto o) {

@@ -76,7 +76,6 @@ struct Call {
 
   Call(Call&&) = default;  // and no copy: problem.level points into levels
 
-  int64_t pairs() const { return problem.images * problem.queries * problem.heads; }
   int64_t queries() const { return problem.images * problem.queries; }
   Tensor sums(std::vector<int64_t> sizes) const {
     return torch::stable::new_empty(value, sizes, sum_type(value));
@@ -172,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   Tensor grad_locations = call.sums({p.images, p.queries, p.heads, p.samples, 2});
   Tensor grad_weights = call.sums({p.images, p.queries, p.heads, p.samples});
   Gradients grads{};
-  grads.output = output.const_data_ptr(), grads.attention = p.weights;
+  grads.output = output.const_data_ptr();
   grads.value = grad_value.mutable_data_ptr();
   grads.sample_points = grad_locations.mutable_data_ptr();
   grads.sample_attention = grad_weights.mutable_data_ptr();
@@ -230,23 +229,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
                                : nothing(references);
   // In 16 bits sums need memory of their own; otherwise results overwrite them.
   const bool same = sampling_offsets.scalar_type() == sum_type(value);
-  const Tensor attention = call.sums(logit_sizes);
   const Tensor sample_points = same ? grad_offsets : call.sums(offset_sizes);
   const Tensor sample_attention = same ? grad_logits : call.sums(logit_sizes);
   Gradients grads{};
-  grads.output = output.const_data_ptr(), grads.attention = attention.const_data_ptr();
+  grads.output = output.const_data_ptr();
   grads.value = grad_value.mutable_data_ptr();
   grads.sample_points = sample_points.mutable_data_ptr();
   grads.sample_attention = sample_attention.mutable_data_ptr();
   grads.points = grad_offsets.mutable_data_ptr();
   grads.logits = grad_logits.mutable_data_ptr();
   grads.references = needs_references ? grad_references.mutable_data_ptr() : nullptr;
-  const int64_t pairs = call.points.numel() == 0 ? 0 : call.pairs();
-  for_parts(pairs, kPairsPerPart, [&](int64_t first, int64_t last) {
-    call.kernels.softmax(p, attention.mutable_data_ptr(), first, last);
-  });
   call.backward(grads);
-  const int64_t queries = pairs == 0 && references.numel() == 0 ? 0 : call.queries();
+  const bool is_empty = call.points.numel() == 0 && references.numel() == 0;
+  const int64_t queries = is_empty ? 0 : call.queries();
   for_parts(queries, kQueriesPerPart, [&](int64_t first, int64_t last) {
     call.kernels.finish(p, grads, first, last);
   });

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 namespace ddetr {
-const Kernels portable_kernels = {"portable", run_forward, run_softmax, run_backward, run_finish,
+const Kernels portable_kernels = {"portable", run_forward, run_backward, run_finish,
                                   run_bernoulli, run_skip_draws, run_scale_kept, run_add_norm,
                                   run_add_norm_backward};
 }

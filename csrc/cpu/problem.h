@@ -40,7 +40,6 @@ struct Problem {
 
 struct Gradients {
   const void* output;      // T, (N, Q, M, D), contiguous: what comes in
-  const void* attention;   // C, (N, Q, M, K): weights, or softmax of the logits
   void* value;             // T, (N, S, M, D), contiguous; written completely
   void* sample_points;     // C, (N, Q, M, K, 2): by location; with references by pixel
   void* sample_attention;  // C, (N, Q, M, K)
@@ -81,7 +80,6 @@ struct Kernels {
   // The outputs of a range of queries, for a range of heads.
   void (*forward)(const Problem&, void* output, int64_t first_query, int64_t last_query,
                   int64_t first_head, int64_t last_head);
-  void (*softmax)(const Problem&, void* attention, int64_t first_pair, int64_t last_pair);
   // One image, head and range of levels owns its part of every gradient: there are no races, and
   // how levels are grouped changes no result.
   void (*backward)(const Problem&, const Gradients&, int64_t image, int64_t head,

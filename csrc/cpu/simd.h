@@ -47,6 +47,16 @@ template <class C>
 using Mask = decltype(Vector<C>{} < Vector<C>{});  // integers as wide as C, all ones for true
 template <class C>
 using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+// At most 32 bytes: what is stored and at once loaded again is so faster than by 64.
+constexpr int kNarrowBytes = DDETR_VECTOR_BYTES < 32 ? DDETR_VECTOR_BYTES : 32;
+template <class C>
+struct NarrowLanes {
+  static constexpr int count = kNarrowBytes / sizeof(C);
+  typedef C Vector __attribute__((vector_size(kNarrowBytes)));
+  typedef C Unaligned __attribute__((vector_size(kNarrowBytes), aligned(1), may_alias));
+};
+template <class C>
+using Narrow = typename NarrowLanes<C>::Vector;
 using VectorF = Vector<float>;
 using VectorU = Vector<uint32_t>;
 typedef uint16_t Vector16 __attribute__((vector_size(DDETR_VECTOR_BYTES / 2)));
@@ -200,31 +210,31 @@ inline C reduce_max(Vector<C> v) {
   return max;
 }
 
+template <class C>
+inline Narrow<C> load_narrow(const C* p) {
+  return *reinterpret_cast<const typename NarrowLanes<C>::Unaligned*>(p);
+}
+
+template <class C>
+inline void store_narrow(C* p, Narrow<C> v) {
+  *reinterpret_cast<typename NarrowLanes<C>::Unaligned*>(p) = v;
+}
+
 // The sums of four vectors at once.
 template <class C>
-inline void reduce4(Vector<C> a, Vector<C> b, Vector<C> c, Vector<C> d, C* out) {
+inline void reduce4(const Narrow<C> (&v)[4], C* out) {
 #if DDETR_VECTOR_BYTES >= 32
   if constexpr (sizeof(C) == 4) {
-#if DDETR_VECTOR_BYTES == 64
-    // Halves of two vectors side by side, then quarters of four: each step halves what is left.
-    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44),
-                                    _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
-    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)c, (__m512)d, 0x44),
-                                    _mm512_shuffle_f32x4((__m512)c, (__m512)d, 0xee));
-    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),  // quarters: a b c d
-                               _mm512_shuffle_f32x4(ab, cd, 0xdd));
-    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
-    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
-    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all)));
-#else
-    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b);
-    const __m256 sums = _mm256_hadd_ps(ab, _mm256_hadd_ps((__m256)c, (__m256)d));
+    const __m256 ab = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]);
+    const __m256 sums = _mm256_hadd_ps(ab, _mm256_hadd_ps((__m256)v[2], (__m256)v[3]));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
-#endif
     return;
   }
 #endif
-  out[0] = reduce<C>(a), out[1] = reduce<C>(b), out[2] = reduce<C>(c), out[3] = reduce<C>(d);
+  for (int k = 0; k < 4; ++k) {
+    out[k] = 0;
+    for (int i = 0; i < NarrowLanes<C>::count; ++i) out[k] += v[k][i];
+  }
 }
 
 template <class C>
