@@ -70,7 +70,7 @@ def test_the_table_without_a_peer(capsys):
     """What was not measured stays empty."""
     benchmark.main([*COMMON, *SMALL])
     text = capsys.readouterr().out
-    header, train, infer = rows(text)
+    header, infer, train = rows(text)
     assert len(header) == len(train) == len(infer) == 8
     for row, what in ((train, "training step, batch 2"), (infer, "inference, batch 1")):
         assert row[:2] == ["quick_start", f"{what}, 64x96"]
@@ -82,12 +82,12 @@ def test_the_table_without_a_peer(capsys):
 
 def test_the_peer_reads_what_the_model_reads(peer, capsys):
     benchmark.main([*COMMON, "--markdown", "--peer", "recording_peer:build", *SMALL])
-    train, infer = rows(capsys.readouterr().out)
+    infer, train = rows(capsys.readouterr().out)
     assert all(train[2:5]) and all(infer[2:5])
     # One call to check, then one of warm-up and three timed; at most one more for the memory.
     kinds = [call[0] for call in peer.calls]
-    assert kinds[:6] == ["train", "infer", "train", "train", "train", "train"]
-    assert kinds.count("infer") in (5, 6)
+    assert kinds.count("infer") in (5, 6) and kinds.count("train") in (5, 6)
+    assert kinds == sorted(kinds), "inference is that of a process which has not trained"
 
     config = peer.description["config"]
     assert config["MODEL"]["DETR"]["HIDDEN_DIM"] == 32
@@ -95,7 +95,7 @@ def test_the_peer_reads_what_the_model_reads(peer, capsys):
     assert cfg.dump() == config.dump()
     batch = benchmark.synthetic_batch(cfg, (64, 96), 3)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
-    _, images, targets = peer.calls[0]
+    (_, [first]), (_, images, targets) = peer.calls[0], peer.calls[-1]
     assert len(images) == len(targets) == 2
     for x, image, target in zip(batch, images, targets):
         torch.testing.assert_close(image, (x["image"] - mean) / std)
@@ -104,7 +104,7 @@ def test_the_peer_reads_what_the_model_reads(peer, capsys):
         corners = torch.cat((centre - size / 2, centre + size / 2), 1)
         corners *= torch.tensor([96, 64, 96, 64])
         torch.testing.assert_close(corners, x["instances"].gt_boxes.tensor)
-    assert len(peer.calls[1][1]) == 1 and peer.calls[1][1][0] is images[0]
+    assert first is images[0]
 
 
 def test_a_peer_of_mixed_precision_stays_float32(peer, capsys):

@@ -14,6 +14,10 @@ dict, {"config_file", "opts", "config": the config}, and returns two functions:
 `images` are normalised, (3, h, w) float32; `targets` have "labels" and "boxes", (cx, cy, w, h) in
 [0, 1]. They are the tensors that the model itself reads, which is checked before anything is timed.
 
+Inference comes first, in a process that has not trained (of several configs only the first), as
+where a model is served: training leaves the C library with memory that it would otherwise ask the
+system for again and again.
+
 With SOLVER.AMP.ENABLED and without --peer, the peer is the same model in float32.
 
 Several configs are measured one after the other. `--csv FOLDER` adds the rows to a file there that
@@ -214,26 +218,23 @@ def compare(config_file: str, args: argparse.Namespace, heading: bool) -> None:
         training["peer"] = lambda: peer_step(batch)
         inference["peer"] = lambda: peer_infer(batch[:1])
 
-    losses = {name: run() for name, run in training.items()}
-    if not all(map(math.isfinite, losses.values())):
-        raise SystemExit(f"a loss is not finite, nothing was timed: {losses}")
-    for run in inference.values():
-        run()
-    if args.peer and not same_inputs(seen, seen_by_model(model, batch)):
-        raise SystemExit("the two sides did not read the same images and targets")
-
     sizes = " ".join(sorted({"x".join(map(str, x["image"].shape[-2:])) for x in batch}))
     clock = f"{args.repeat} turns, {args.clock} clock, load {load:.1f} before"
     setting = f"{machine(device)}, {threads} threads, torch {torch.__version__}"
     setting = f"{clock}, {setting}, {datetime.date.today().isoformat()}"
-    for name, sides, size in (("training step", training, len(batch)), ("inference", inference, 1)):
+    for name, sides, size in (("inference", inference, 1), ("training step", training, len(batch))):
+        losses = {side: run() for side, run in sides.items()}
+        if sides is training and not all(map(math.isfinite, losses.values())):
+            raise SystemExit(f"a loss is not finite, training was not timed: {losses}")
+        if args.peer and not same_inputs(seen, seen_by_model(model, batch)):
+            raise SystemExit("the two sides did not read the same images and targets")
         row = {"config": Path(config_file).stem, "what": f"{name}, batch {size}, {sizes}"}
         row |= summary(measure(sides, args.repeat, args.warmup, CLOCKS[args.clock], device))
         for side in ("ours", "peer"):
             peak = peak_extra_mib(sides[side], device) if side in sides else None
             row[f"{side}, MiB"] = None if peak is None else f"{peak:.0f}"
         row["how"] = setting
-        if heading and name == "training step":
+        if heading and sides is inference:
             print(f"| {' | '.join(row)} |")
         print(markdown(row), flush=True)
         if args.csv:
