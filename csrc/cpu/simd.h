@@ -35,11 +35,11 @@ template <class T>
 using Sum = typename SumOf<T>::type;
 
 // GCC and Clang vectors: operators work lane by lane, a * b + c contracts to one instruction.
-template <class C>
+template <class C, int kBytes = DDETR_VECTOR_BYTES>
 struct Lanes {
-  static constexpr int count = DDETR_VECTOR_BYTES / sizeof(C);
-  typedef C Vector __attribute__((vector_size(DDETR_VECTOR_BYTES)));
-  typedef C Unaligned __attribute__((vector_size(DDETR_VECTOR_BYTES), aligned(1), may_alias));
+  static constexpr int count = kBytes / sizeof(C);
+  typedef C Vector __attribute__((vector_size(kBytes)));
+  typedef C Unaligned __attribute__((vector_size(kBytes), aligned(1), may_alias));
 };
 template <class C>
 using Vector = typename Lanes<C>::Vector;
@@ -47,14 +47,9 @@ template <class C>
 using Mask = decltype(Vector<C>{} < Vector<C>{});  // integers as wide as C, all ones for true
 template <class C>
 using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-// At most 32 bytes: what is stored and at once loaded again is so faster than by 64.
-constexpr int kNarrowBytes = DDETR_VECTOR_BYTES < 32 ? DDETR_VECTOR_BYTES : 32;
+// At most 32 bytes: what is stored and at once loaded again is so faster than by 64 (on Zen 4).
 template <class C>
-struct NarrowLanes {
-  static constexpr int count = kNarrowBytes / sizeof(C);
-  typedef C Vector __attribute__((vector_size(kNarrowBytes)));
-  typedef C Unaligned __attribute__((vector_size(kNarrowBytes), aligned(1), may_alias));
-};
+using NarrowLanes = Lanes<C, (DDETR_VECTOR_BYTES < 32 ? DDETR_VECTOR_BYTES : 32)>;
 template <class C>
 using Narrow = typename NarrowLanes<C>::Vector;
 using VectorF = Vector<float>;
