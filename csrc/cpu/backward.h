@@ -17,7 +17,7 @@ template <class C>
 struct Map {
   int64_t channels;  // of a row of the copy, a multiple of the lanes
   int64_t outside;   // the position that stands for it: behind the last, or -1 without a copy
-  C* copy;           // (cell, 2, channels), or null, and then
+  C* copy;           // (cell, 2, channels); without it, what follows
   const C* value;
   C* grad;
   int64_t value_stride, grad_stride;
@@ -162,7 +162,6 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
                      : vectors == 1 ? &SampleBlock<C>::template visit<true, 1>
                      : vectors == 2 ? &SampleBlock<C>::template visit<true, 2>
                      : vectors == 4 ? &SampleBlock<C>::template visit<true, 4>
-                     : vectors == 8 ? &SampleBlock<C>::template visit<true, 8>
                                     : &SampleBlock<C>::template visit<true, 0>;
 
   // Gradients of the output, padded, where the samples of other queries do not push them out.
