@@ -36,7 +36,10 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
 
 
 class FrozenBatchNorm2d(_FrozenBatchNorm2d):
-    """torchvision's, but the result has the type of the input, as in detectron2."""
+    """
+    torchvision's, but the result has the type of the input, as in detectron2. An input that has a
+    gradient is overwritten: it is what a convolution gave, for which no gradient asks.
+    """
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__(num_features, eps)
@@ -53,7 +56,7 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
         # The fused op would keep x only to compute gradients of weight and bias.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+        return x.mul_(scale.view(1, -1, 1, 1).to(x.dtype)).add_(shift.view(1, -1, 1, 1).to(x.dtype))
 
 
 class Conv2d(nn.Conv2d):
