@@ -1,5 +1,6 @@
 """Dropout beside PyTorch's own: the same numbers dropped, the same generator afterwards."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from detectron2_ddetr.modeling.dropout import Dropout
 from detectron2_ddetr.modeling.ops.bernoulli import bernoulli
-from detectron2_ddetr.modeling.ops.scale_kept import scale_kept
+from detectron2_ddetr.modeling.ops.scale_kept import scale_kept, scale_passed
 
 from .op_cases import needs_kernels
 
@@ -56,25 +57,56 @@ def test_draws_of_threads(drawn_before):
         torch.set_num_threads(before)
 
 
+def with_what_is_special(count, dtype, random):
+    x = torch.randn(count, generator=random).to(dtype)
+    x[::7], x[2::13], x[3::11], x[5::13], x[6::17] = math.inf, -math.inf, math.nan, -0.0, 0.0
+    return x
+
+
+def check_in_place_and_beside(run, x, expected):
+    result = torch.full_like(x, 3)
+    assert run(x, result) is result
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    numbers = ~expected.isnan()
+    assert torch.equal(result.signbit()[numbers], expected.signbit()[numbers])
+    again = x.clone()
+    run(again, again)
+    torch.testing.assert_close(again, expected, rtol=0, atol=0, equal_nan=True)
+
+
+LENGTHS = [0, 1, 15, 16, 17, 333, 70001]
+SCALES = [1.0, 1.25, 1 / 0.9, 1e-3]
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_scale_kept(dtype):
+@pytest.mark.parametrize("of_relu", [False, True])
+def test_scale_kept(dtype, of_relu):
     """To the bit what PyTorch's `where` and product give, of any length, in place and beside."""
     random = torch.Generator().manual_seed(2)
-    for count in (0, 1, 15, 16, 17, 333, 70001):
-        x = torch.randn(count, generator=random).to(dtype)
+    for count, scale in itertools.product(LENGTHS, SCALES):
+        x = with_what_is_special(count, dtype, random)
         kept = torch.rand(count, generator=random) < 0.6
-        x[::7], x[3::11], x[5::13] = math.inf, math.nan, -0.0
-        for scale in (1.25, 1 / 0.9, 1e-3):
-            expected = torch.where(kept, x, 0).mul(scale)
-            result = torch.full_like(x, 3)
-            assert scale_kept(x, kept, scale, result) is result
-            torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
-            assert torch.equal(
-                result.signbit()[~result.isnan()], expected.signbit()[~result.isnan()]
-            )
-            again = x.clone()
-            scale_kept(again, kept, scale, again)
-            torch.testing.assert_close(again, expected, rtol=0, atol=0, equal_nan=True)
+        expected = torch.where(kept, x, 0)
+        if of_relu:
+            expected = torch.where(expected < 0, 0, expected)
+        check_in_place_and_beside(
+            lambda x, result: scale_kept(x, kept, scale, result, of_relu=of_relu),
+            x,
+            expected.mul(scale),
+        )
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_scale_passed(dtype):
+    """The same of gradients; what a ReLU gave decides, and what is not a number hides nothing."""
+    random = torch.Generator().manual_seed(2)
+    for count, scale in itertools.product(LENGTHS, SCALES):
+        grad, of = (with_what_is_special(count, dtype, random) for _ in range(2))
+        of = of[torch.randperm(count, generator=random)]
+        expected = torch.where(of <= 0, 0, grad.mul(scale))
+        check_in_place_and_beside(
+            lambda x, result: scale_passed(x, of, scale, result), grad, expected
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -191,4 +223,15 @@ def test_scale_kept_refuses():
     ]:
         values, mask, result = wrong
         with pytest.raises(RuntimeError, match=word):
-            OPS.scale_kept(values, mask, 1.25, result)
+            OPS.scale_kept(values, mask, 1.25, False, result)
+    for wrong, word in [
+        ((x, x.double(), x), "both operands"),
+        ((x, x, x.double()), "one type"),
+        ((x, x[:5], x), "one size"),
+        ((x, x, x[:5]), "one size"),
+        ((x, torch.empty(12)[::2], x), "contiguous"),
+        ((x.int(), x.int(), x.int()), "floating point"),
+    ]:
+        grad, of, result = wrong
+        with pytest.raises(RuntimeError, match=word):
+            OPS.scale_passed(grad, of, 1.25, result)

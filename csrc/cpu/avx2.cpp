@@ -21,8 +21,8 @@
 #include "kernels.h"
 namespace ddetr {
 const Kernels avx2_kernels = {"avx2", run_forward, run_backward, run_finish,
-                              run_bernoulli, run_skip_draws, run_scale_kept, run_add_norm,
-                              run_add_norm_backward};
+                              run_bernoulli, run_skip_draws, run_scale_kept, run_scale_passed,
+                              run_add_norm, run_add_norm_backward};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -53,12 +53,22 @@ void run_finish(const Problem& p, const Gradients& grads, int64_t first, int64_t
   with_types(p, [&](auto t, auto o) { finish<decltype(t), decltype(o)>(p, grads, first, last); });
 }
 
-void run_scale_kept(Dtype type, const void* x, const bool* kept, double scale, void* result,
-                    int64_t first, int64_t last) {
+void run_scale_kept(Dtype type, const void* x, const bool* kept, double scale, bool of_relu,
+                    void* result, int64_t first, int64_t last) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
-    scale_kept(static_cast<const T*>(x) + first, kept + first, static_cast<Sum<T>>(scale),
-               static_cast<T*>(result) + first, last - first);
+    const auto run = of_relu ? scale_kept<true, T> : scale_kept<false, T>;
+    run(static_cast<const T*>(x) + first, kept + first, static_cast<Sum<T>>(scale),
+        static_cast<T*>(result) + first, last - first);
+  });
+}
+
+void run_scale_passed(Dtype type, const void* grad, const void* of, double scale, void* result,
+                      int64_t first, int64_t last) {
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    scale_passed(static_cast<const T*>(grad) + first, static_cast<const T*>(of) + first,
+                 static_cast<Sum<T>>(scale), static_cast<T*>(result) + first, last - first);
   });
 }
 

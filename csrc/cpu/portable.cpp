@@ -4,6 +4,6 @@
 
 namespace ddetr {
 const Kernels portable_kernels = {"portable", run_forward, run_backward, run_finish,
-                                  run_bernoulli, run_skip_draws, run_scale_kept, run_add_norm,
-                                  run_add_norm_backward};
+                                  run_bernoulli, run_skip_draws, run_scale_kept, run_scale_passed,
+                                  run_add_norm, run_add_norm_backward};
 }

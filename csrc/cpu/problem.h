@@ -90,8 +90,10 @@ struct Kernels {
   void (*bernoulli)(Twister&, bool* result, int64_t count, uint64_t threshold);
   void (*skip_draws)(Twister&, int64_t count);
   // x * scale where kept, else 0, of elements first to last; the result may be x.
-  void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, void* result,
-                     int64_t first, int64_t last);
+  void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, bool of_relu,
+                     void* result, int64_t first, int64_t last);
+  void (*scale_passed)(Dtype, const void* grad, const void* of, double scale, void* result,
+                       int64_t first, int64_t last);
   // Of rows first to last, of 32 or 64 bits; the gradients of weight and bias are added up.
   void (*add_norm)(Dtype, const AddNorm&, int64_t first, int64_t last);
   void (*add_norm_backward)(Dtype, const AddNormGradients&, int64_t first, int64_t last,

@@ -1,4 +1,4 @@
-// What dropout makes of its input and its mask.
+// What dropout makes of its input and its mask, and of gradients behind a ReLU and itself.
 #pragma once
 
 #include "simd.h"
@@ -9,19 +9,35 @@ namespace {
 // v * scale where kept, 0 elsewhere.
 template <class C>
 inline Vector<C> scaled_kept(Vector<C> v, const bool* kept, C scale) {
-  typedef int8_t Bytes __attribute__((vector_size(Lanes<C>::count), aligned(1), may_alias));
-  const Bytes bytes = *reinterpret_cast<const Bytes*>(kept);
-  const Mask<C> mask = __builtin_convertvector(bytes, Mask<C>) != 0;
-  return (Vector<C>)((Mask<C>)(v * scale) & mask);
+  return (Vector<C>)((Mask<C>)(v * scale) & load_mask<C>(kept));
 }
 
-template <class T>
+// `kOfReLU`: of the ReLU of x. What is not a number stays so.
+template <bool kOfReLU, class T>
 inline void scale_kept(const T* x, const bool* kept, Sum<T> scale, T* result, int64_t count) {
-  constexpr int lanes = Lanes<Sum<T>>::count;
+  using C = Sum<T>;
+  constexpr int lanes = Lanes<C>::count;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    Vector<C> v = load(x + i);
+    if (kOfReLU) v = select<C>(v < 0, Vector<C>{}, v);
+    store(result + i, scaled_kept<C>(v, kept + i, scale));
+  }
+  for (; i < count; ++i) {
+    const C v = to_sum(x[i]);
+    from_sum(kept[i] && !(kOfReLU && v < 0) ? v * scale : 0, result + i);
+  }
+}
+
+// grad * scale but where `of` is zero or less.
+template <class T>
+inline void scale_passed(const T* grad, const T* of, Sum<T> scale, T* result, int64_t count) {
+  using C = Sum<T>;
+  constexpr int lanes = Lanes<C>::count;
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes)
-    store(result + i, scaled_kept<Sum<T>>(load(x + i), kept + i, scale));
-  for (; i < count; ++i) from_sum(kept[i] ? to_sum(x[i]) * scale : 0, result + i);
+    store(result + i, select<C>(load(of + i) <= 0, Vector<C>{}, load(grad + i) * scale));
+  for (; i < count; ++i) from_sum(to_sum(of[i]) <= 0 ? 0 : to_sum(grad[i]) * scale, result + i);
 }
 
 }  // namespace

@@ -105,6 +105,24 @@ inline VectorF load(const Half* p) {
 #endif
 }
 
+// A byte for each lane.
+template <class C>
+inline Mask<C> load_mask(const bool* p) {
+#if DDETR_VECTOR_BYTES >= 32  // what the general form compiles to takes byte after byte
+  __m128i bytes{};
+  std::memcpy(&bytes, p, Lanes<C>::count);
+#if DDETR_VECTOR_BYTES == 64
+  const __m512i wide = sizeof(C) == 4 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepi8_epi64(bytes);
+#else
+  const __m256i wide = sizeof(C) == 4 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepi8_epi64(bytes);
+#endif
+  return (Mask<C>)wide != 0;
+#else
+  typedef int8_t Bytes __attribute__((vector_size(Lanes<C>::count), aligned(1), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Mask<C>) != 0;
+#endif
+}
+
 // Two vectors of consecutive elements, in an order that only store2 has to know.
 template <class T>
 inline void load2(const T* p, Vector<Sum<T>>& a, Vector<Sum<T>>& b) {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .ops.bernoulli import bernoulli, bernoulli_like
-from .ops.scale_kept import scale_kept
+from .ops.scale_kept import scale_kept, scale_passed
 
 
 class Dropout(nn.Dropout):
@@ -70,7 +70,8 @@ class _Dropout(torch.autograd.Function):
 class _DropoutOfReLU(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, p: float) -> Tensor:
-        return scale_kept(x.relu_(), bernoulli(x.shape, 1 - p), 1 / (1 - p), result=x)
+        kept = bernoulli(x.shape, 1 - p)
+        return scale_kept(x, kept, 1 / (1 - p), result=x, of_relu=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -82,5 +83,5 @@ class _DropoutOfReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (output,) = ctx.saved_tensors
-        passed = torch.ops.aten.threshold_backward(grad, output, 0)
-        return passed.mul_(1 / (1 - ctx.p)), None
+        grad = grad.contiguous()
+        return scale_passed(grad, output, 1 / (1 - ctx.p), torch.empty_like(grad)), None

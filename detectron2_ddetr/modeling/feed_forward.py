@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from .dropout import Dropout
 from .linear import Linear, is_for_onednn, is_watched, product
 from .ops.bernoulli import bernoulli
-from .ops.scale_kept import scale_kept
+from .ops.scale_kept import scale_kept, scale_passed
 
 #: Rows at a time on CPUs. The hidden numbers of all cells of an image are more than its caches
 #: hold, and more than the C library keeps between calls, to which new memory is slow.
@@ -70,9 +70,12 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         hidden, results = [], []
         for part in x.split(_ROWS):
-            numbers = product(part, weight1, bias1).relu_()
+            numbers = product(part, weight1, bias1)
             if p > 0:
-                scale_kept(numbers, bernoulli(numbers.shape, 1 - p), 1 / (1 - p), result=numbers)
+                kept = bernoulli(numbers.shape, 1 - p)
+                scale_kept(numbers, kept, 1 / (1 - p), result=numbers, of_relu=True)
+            else:
+                numbers.relu_()
             hidden.append(numbers)
             results.append(product(numbers, weight2, bias2))
         ctx.save_for_backward(x, weight1, weight2, *hidden)
@@ -83,15 +86,14 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, weight2, *hidden = ctx.saved_tensors
-        back2 = (weight2 / (1 - ctx.p)).T
         grad_x, grad_bias1 = [], torch.zeros_like(weight1[:, 0])
         # Both (H, C): a product with fewer columns than rows is the faster one.
         grad_weight1, grad_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight1)
         # By `out`, as counters of products know them.
         for of_result, part, numbers in zip(grad.split(_ROWS), x.split(_ROWS), hidden):
             torch.addmm(grad_weight2, numbers.T, of_result, out=grad_weight2)
-            of_hidden = product(of_result, back2, None)
-            torch.ops.aten.threshold_backward(of_hidden, numbers, 0, grad_input=of_hidden)
+            of_hidden = product(of_result, weight2.T, None)
+            scale_passed(of_hidden, numbers, 1 / (1 - ctx.p), result=of_hidden)
             torch.addmm(grad_weight1, of_hidden.T, part, out=grad_weight1)
             grad_bias1 += of_hidden.sum(0)
             grad_x.append(product(of_hidden, weight1.T, None))

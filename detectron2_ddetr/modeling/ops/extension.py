@@ -22,6 +22,7 @@ _CPU_OPERATORS = (
     "ms_deform_attn_fused_backward",
     "bernoulli_",
     "scale_kept",
+    "scale_passed",
     "add_norm",
     "add_norm_backward",
 )
