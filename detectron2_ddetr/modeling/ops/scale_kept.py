@@ -1,4 +1,4 @@
-"""What dropout makes of its input and its mask, and its gradient of others, in one pass over them."""
+"""What dropout makes of its input and its mask, and of gradients, in one pass over them."""
 
 import torch
 from torch import Tensor
