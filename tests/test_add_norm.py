@@ -74,6 +74,31 @@ def test_formula():
         assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("width", [5, 19, 64])
+def test_16_bits(dtype, p, width):
+    """
+    As of mixed precision, beside the formula in float64: the result is rounded once, gradients are
+    within what rounds them and the numbers that are kept for them; those of the norm have 32 bits.
+    """
+    x, update, dropout, norm = made((2, 157, width), p=p)
+    x, update = (t.detach().to(dtype).requires_grad_() for t in (x, update))
+    found = with_gradients(add_and_norm, x, update, dropout, norm)[:-1]
+    assert [t.dtype for t in found] == [dtype] * 3 + [torch.float32] * 2
+    torch.manual_seed(1)
+    kept = bernoulli(x.shape, 1 - p).double() if p else torch.ones(x.shape, dtype=torch.float64)
+    leaves = [t.detach().double().requires_grad_() for t in (x, update, *norm.parameters())]
+    total = leaves[0] + leaves[1] * kept / (1 - p)
+    wanted = nn.functional.layer_norm(total, (width,), *leaves[2:], norm.eps)
+    weights = torch.linspace(-1, 1, wanted.numel()).view_as(wanted).to(dtype).double()
+    wanted = [wanted, *torch.autograd.grad((wanted * weights).sum(), leaves)]
+    eps = torch.finfo(dtype).eps
+    assert_close(found[0].double(), wanted[0], rtol=0.51 * eps, atol=1e-5)
+    for a, b in zip(found[1:], wanted[1:]):
+        assert (a.double() - b).norm() < 2 * eps * b.norm()
+
+
 def test_thread_counts():
     """Whatever the number of threads, every bit is the same."""
     given = made((3, 400, 40))
@@ -126,7 +151,7 @@ def test_squares_that_overflow():
 
 @needs_kernels
 def test_one_pass(monkeypatch):
-    """Where it may be, also of a norm with hooks; else, of mixed types or strides, as ever."""
+    """Where it may be, also of a norm with hooks; else, of other types or strides, as ever."""
     calls = []
     real = OPS.add_norm
     monkeypatch.setattr(OPS, "add_norm", lambda *args: calls.append(args) or real(*args))
@@ -140,6 +165,9 @@ def test_one_pass(monkeypatch):
     dropout.eval()
     assert passes(x, update, dropout, norm) == 1
     assert passes(x, update.bfloat16(), dropout, norm) == 0
+    assert passes(x.bfloat16(), update, dropout, norm) == 0
+    assert passes(x.bfloat16(), update.bfloat16(), dropout, copy.deepcopy(norm).bfloat16()) == 0
+    assert passes(x.double(), update.double(), dropout, copy.deepcopy(norm).double()) == 1
     assert passes(x, update[:1], dropout, norm) == 0
     assert passes(x, update.transpose(0, 1).contiguous().transpose(0, 1), dropout, norm) == 0
     assert passes(x, update, nn.Identity(), norm) == 0
@@ -159,7 +187,9 @@ def test_refuses():
     """What it would read past, or take for other numbers."""
     x, w, kept = torch.randn(4, 6), torch.randn(6), torch.ones(4, 6, dtype=torch.bool)
     for args, word in [
-        ((x.half(), x.half(), None, 1, w.half(), w.half(), 1e-5, True), "32 or 64"),
+        ((x.int(), x.int(), None, 1, w, w, 1e-5, True), "16, 32 or 64"),
+        ((x.half(), x.half(), None, 1, w.half(), w.half(), 1e-5, True), "weight and bias"),
+        ((x.half(), x.bfloat16(), None, 1, w, w, 1e-5, True), "one type"),
         ((x, x.double(), None, 1, w, w, 1e-5, True), "one type"),
         ((x, x[:3], None, 1, w, w, 1e-5, True), "one size"),
         ((x, x.t().contiguous().t(), None, 1, w, w, 1e-5, True), "contiguous"),

@@ -10,13 +10,12 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "chosen_kernels.h"
 #include "dtype.h"
 
 namespace ddetr {
 namespace {
-
-using torch::stable::Tensor;
 
 // Gradients of weight and bias are summed over so many rows, which no number of threads changes.
 constexpr int64_t kRowsPerPart = 128;
@@ -24,9 +23,7 @@ constexpr int64_t kRowsPerPart = 128;
 // The numbers of a row, after checks that all tensors are what the kernels read.
 int64_t check_rows(const Tensor& x, const Tensor& update, const std::optional<Tensor>& kept,
                    const std::vector<const Tensor*>& of_channels) {
-  using torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
-                  "add_norm: numbers must be floating point of 32 or 64 bits");
+  dtype_of(x);  // is one of the four
   STD_TORCH_CHECK(x.dim() > 0 && x.is_contiguous() && update.is_contiguous(),
                   "add_norm: rows must be contiguous");
   STD_TORCH_CHECK(update.scalar_type() == x.scalar_type() && update.numel() == x.numel(),
@@ -38,9 +35,10 @@ int64_t check_rows(const Tensor& x, const Tensor& update, const std::optional<Te
   }
   const int64_t channels = x.size(x.dim() - 1);
   for (const Tensor* t : of_channels)
-    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && t->is_contiguous() &&
+    STD_TORCH_CHECK(t->scalar_type() == sum_type(x) && t->is_contiguous() &&
                         t->numel() == channels,
-                    "add_norm: weight and bias must be of the type of a row and of its size, ",
+                    "add_norm: weight and bias must be of the type of sums and of the size of a "
+                    "row, ",
                     channels);
   return channels;
 }
@@ -58,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> add_norm(const Tensor& x, const Tensor& updat
   const int64_t rows = p.channels == 0 ? 0 : x.numel() / p.channels;
   Tensor result = torch::stable::new_empty(x, x.sizes());
   Tensor normalized = torch::stable::new_empty(x, {needs_gradients ? x.numel() : 0});
-  Tensor factor = torch::stable::new_empty(x, {needs_gradients ? rows : 0});
+  Tensor factor = torch::stable::new_empty(x, {needs_gradients ? rows : 0}, sum_type(x));
   p.x = x.const_data_ptr(), p.update = update.const_data_ptr(), p.kept = mask_of(kept);
   p.scale = scale, p.eps = eps;
   p.weight = weight.const_data_ptr(), p.bias = bias.const_data_ptr();
@@ -78,13 +76,13 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_backward(
   AddNormGradients p{};
   p.channels = check_rows(grad, normalized, kept, {&weight});
   const int64_t rows = p.channels == 0 ? 0 : grad.numel() / p.channels;
-  STD_TORCH_CHECK(factor.scalar_type() == grad.scalar_type() && factor.is_contiguous() &&
+  STD_TORCH_CHECK(factor.scalar_type() == sum_type(grad) && factor.is_contiguous() &&
                       factor.numel() == rows,
-                  "add_norm_backward: factor must be of the type of a row, one number for each");
-  const int64_t parts = (rows + kRowsPerPart - 1) / kRowsPerPart, size = grad.element_size();
+                  "add_norm_backward: factor must be of the type of sums, one number for each row");
+  const int64_t parts = (rows + kRowsPerPart - 1) / kRowsPerPart, size = factor.element_size();
   Tensor of_x = torch::stable::new_empty(grad, grad.sizes());
   Tensor of_update = torch::stable::new_empty(grad, {kept.has_value() ? grad.numel() : 0});
-  Tensor sums = torch::stable::new_empty(grad, {2, parts, p.channels});
+  Tensor sums = torch::stable::new_empty(grad, {2, parts, p.channels}, sum_type(grad));
   p.grad = grad.const_data_ptr(), p.normalized = normalized.const_data_ptr();
   p.factor = factor.const_data_ptr(), p.weight = weight.const_data_ptr();
   p.kept = mask_of(kept), p.scale = scale;

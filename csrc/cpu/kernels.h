@@ -73,19 +73,16 @@ void run_scale_passed(Dtype type, const void* grad, const void* of, double scale
 }
 
 void run_add_norm(Dtype type, const AddNorm& p, int64_t first, int64_t last) {
-  if (type == Dtype::kDouble)
-    add_norm<double>(p, first, last);
-  else
-    add_norm<float>(p, first, last);
+  with_type(type, [&](auto t) { add_norm<decltype(t)>(p, first, last); });
 }
 
 void run_add_norm_backward(Dtype type, const AddNormGradients& p, int64_t first, int64_t last,
                            void* of_weight, void* of_bias) {
-  if (type == Dtype::kDouble)
-    add_norm_backward(p, first, last, static_cast<double*>(of_weight),
-                      static_cast<double*>(of_bias));
-  else
-    add_norm_backward(p, first, last, static_cast<float*>(of_weight), static_cast<float*>(of_bias));
+  with_type(type, [&](auto t) {
+    using C = Sum<decltype(t)>;
+    add_norm_backward<decltype(t)>(p, first, last, static_cast<C*>(of_weight),
+                                   static_cast<C*>(of_bias));
+  });
 }
 
 }  // namespace

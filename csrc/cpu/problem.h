@@ -55,8 +55,9 @@ struct Twister {
   int next;  // of the words, that is drawn; all of them are used up at kTwisterWords
 };
 
-// Rows of `channels` numbers, one after another. `kept` is null where all of `update` is, as it is;
-// `normalized` and `factor`, of a row, are null where no gradient is asked for.
+// Rows of `channels` numbers, one after another; `factor`, of a row, `weight` and `bias` have the
+// type of sums. `kept` is null where all of `update` is, as it is; `normalized` and `factor` are null
+// where no gradient is asked for.
 struct AddNorm {
   int64_t channels;
   const void *x, *update;
@@ -94,7 +95,7 @@ struct Kernels {
                      void* result, int64_t first, int64_t last);
   void (*scale_passed)(Dtype, const void* grad, const void* of, double scale, void* result,
                        int64_t first, int64_t last);
-  // Of rows first to last, of 32 or 64 bits; the gradients of weight and bias are added up.
+  // Of rows first to last; the gradients of weight and bias are added up.
   void (*add_norm)(Dtype, const AddNorm&, int64_t first, int64_t last);
   void (*add_norm_backward)(Dtype, const AddNormGradients&, int64_t first, int64_t last,
                             void* of_weight, void* of_bias);

@@ -58,9 +58,11 @@ def _is_one_pass(x: Tensor, update: Tensor, dropout: nn.Module, norm: nn.Module)
         return False
     if x.shape != update.shape or x.shape[-1:] != norm.normalized_shape:
         return False
-    # Mixed precision sums in 32 bits what has 16.
-    types = {x.dtype, update.dtype, norm.weight.dtype}
-    if types != {torch.float32} and types != {torch.float64}:
+    if x.dtype != update.dtype or not x.dtype.is_floating_point:
+        return False
+    # Mixed precision has weights of 32 bits beside rows of 16, and so has the kernel.
+    weights = torch.promote_types(x.dtype, torch.float32)
+    if norm.weight.dtype != weights or norm.bias.dtype != weights:
         return False
     return x.is_contiguous() and update.is_contiguous()
 

@@ -3,8 +3,8 @@
 import torch
 
 _library = torch.library.Library("detectron2_ddetr", "FRAGMENT")
-# `normalized`, before weight and bias, and the `factor` of each row are empty where nothing needs
-# gradients.
+# `weight` and `bias` have the type of sums: 32 bits where `x` and `update` have 16. `normalized`,
+# before weight and bias, and the `factor` of each row are empty where nothing needs gradients.
 _library.define(
     "add_norm(Tensor x, Tensor update, Tensor? kept, float scale, Tensor weight, Tensor bias, "
     "float eps, bool needs_gradients) -> (Tensor result, Tensor normalized, Tensor factor)"
