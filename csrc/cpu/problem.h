@@ -90,9 +90,11 @@ struct Kernels {
   // Whether each of `count` draws of 53 bits is below the threshold.
   void (*bernoulli)(Twister&, bool* result, int64_t count, uint64_t threshold);
   void (*skip_draws)(Twister&, int64_t count);
-  // x * scale where kept, else 0, of elements first to last; the result may be x.
+  // x * scale where kept, else 0, of elements first to last; the result may be x. `of_relu`: of its
+  // ReLU.
   void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, bool of_relu,
                      void* result, int64_t first, int64_t last);
+  // grad * scale where `of`, which a ReLU and that gave, is not zero or less.
   void (*scale_passed)(Dtype, const void* grad, const void* of, double scale, void* result,
                        int64_t first, int64_t last);
   // Of rows first to last; the gradients of weight and bias are added up.
