@@ -74,6 +74,7 @@ def test_formula():
         assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("width", [5, 19, 64])
@@ -99,6 +100,7 @@ def test_16_bits(dtype, p, width):
         assert (a.double() - b).norm() < 2 * eps * b.norm()
 
 
+@needs_kernels
 def test_thread_counts():
     """Whatever the number of threads, every bit is the same."""
     given = made((3, 400, 40))

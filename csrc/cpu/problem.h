@@ -94,7 +94,7 @@ struct Kernels {
   // ReLU.
   void (*scale_kept)(Dtype, const void* x, const bool* kept, double scale, bool of_relu,
                      void* result, int64_t first, int64_t last);
-  // grad * scale where `of`, which a ReLU and that gave, is not zero or less.
+  // The gradient of that, of a ReLU: grad * scale but where `of`, its result, is zero or less.
   void (*scale_passed)(Dtype, const void* grad, const void* of, double scale, void* result,
                        int64_t first, int64_t last);
   // Of rows first to last; the gradients of weight and bias are added up.

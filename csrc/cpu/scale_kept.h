@@ -1,4 +1,4 @@
-// What dropout makes of its input and its mask, and of gradients behind a ReLU and itself.
+// What dropout makes of its input and its mask, and of gradients where a ReLU is before it.
 #pragma once
 
 #include "simd.h"
@@ -29,7 +29,7 @@ inline void scale_kept(const T* x, const bool* kept, Sum<T> scale, T* result, in
   }
 }
 
-// grad * scale but where `of` is zero or less.
+// The gradient of scale_kept of a ReLU: grad * scale but where `of`, its result, is zero or less.
 template <class T>
 inline void scale_passed(const T* grad, const T* of, Sum<T> scale, T* result, int64_t count) {
   using C = Sum<T>;
