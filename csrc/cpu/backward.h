@@ -222,6 +222,7 @@ void backward(const Problem& p, const Gradients& grads, int64_t image, int64_t h
             prefetch(static_cast<const char*>(p.weights) + ahead * p.samples * weight_bytes,
                      p.samples * weight_bytes);
             prefetch(grad_output + ahead * p.channels, p.channels * sizeof(T));
+            pixels.prefetch_query(ahead / p.heads);
           }
         }
         C* g = g_rows + q * padded;

@@ -10,16 +10,16 @@ namespace ddetr {
 namespace {
 
 // The values of one image and head. What is outside the map reads zeros: in a copy they have a
-// position of their own, so that all positions are alike.
+// position of their own, so that all positions are alike, and positions are those of elements.
 template <bool kCopy, class T>
 struct Source {
   const T* value;
   int64_t stride;
   const T* zeros;
 
-  const T* at(int64_t position) const {
-    const T* cell = value + position * stride;
-    return kCopy || position >= 0 ? cell : zeros;
+  const T* at(Index<Sum<T>> position) const {
+    if constexpr (kCopy) return value + std::make_unsigned_t<Index<Sum<T>>>(position);
+    return position >= 0 ? value + position * stride : zeros;
   }
   Source channel(int64_t d) const { return {value + d, stride, zeros + d}; }
 };
@@ -129,10 +129,11 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
   const int64_t num_blocks = (p.samples + kBlock - 1) / kBlock;
   CellBlock<C>* blocks = scratch.take<CellBlock<C>>(num_blocks);
   std::memset(blocks, 0, num_blocks * sizeof(CellBlock<C>));
+  const int64_t pace = p.outside < 0 ? 1 : p.value_strides[1];
   for (int64_t l = 0; l < p.levels; ++l) {
     const Level& level = p.level[l];
     for (int64_t k = level.first_sample; k < level.first_sample + level.points; ++k)
-      blocks[k / kBlock].set_level(k % kBlock, level, level.start);
+      blocks[k / kBlock].set_level(k % kBlock, level, level.start, pace);
   }
 
   const auto pair_forward = [&](int64_t image, int64_t pair, int64_t head) {
@@ -154,7 +155,7 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
         block.set_pixels(0, count, points + 2 * k, map.step + 2 * k, map.base + 2 * k);
         copy_in(attention + k, count, block.attention);
       });
-      block.find(p.outside);
+      block.find(p.outside, pace);
     }
     const T* value =
         static_cast<const T*>(p.value) + image * p.value_strides[0] + head * p.value_strides[2];
@@ -179,6 +180,7 @@ void forward(const Problem& p, void* output, int64_t first_query, int64_t last_q
         prefetch(static_cast<const char*>(p.weights) + ahead * p.samples * weight_bytes,
                  p.samples * weight_bytes);
         prefetch(static_cast<const T*>(output) + ahead * p.channels, p.channels * sizeof(T));
+        map.prefetch_query(query + kPrefetchQueries);
       }
       pair_forward(query / p.queries, pair, head);
     }

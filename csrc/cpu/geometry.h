@@ -75,10 +75,11 @@ struct CellBlock {
   alignas(64) Index<C> position[4][kBlock], inside[kBlock];
   alignas(64) C weight[4][kBlock], fx[kBlock], fy[kBlock];
 
-  // Sample i lies in `level`, whose first cell is at position `first`.
-  void set_level(int64_t i, const Level& level, int64_t first) {
+  // Sample i lies in `level`, whose first cell is at position `first`; from a cell to the next it
+  // is `pace` positions.
+  void set_level(int64_t i, const Level& level, int64_t first, int64_t pace = 1) {
     width[i] = level.width, height[i] = level.height;
-    row[i] = level.width, start[i] = first;
+    row[i] = pace * level.width, start[i] = pace * first;
   }
 
   // From points (count, 2), (x, y), and the step and base of each number.
@@ -91,7 +92,7 @@ struct CellBlock {
       x[first + i] = pixels[2 * i], y[first + i] = pixels[2 * i + 1];
   }
 
-  void find(Index<C> outside) {
+  void find(Index<C> outside, Index<C> pace = 1) {
     using V = Vector<C>;
     using M = Mask<C>;
     for (int i = 0; i < kBlock; i += Lanes<C>::count) {
@@ -108,15 +109,15 @@ struct CellBlock {
       store(fx + i, dx), store(fy + i, dy);
       const M has_left = in & (ix >= 0), has_right = in & (x0 < w - 1);
       const M has_top = iy >= 0, has_bottom = y0 < h - 1;
-      const M rows = load(row + i), at = load(start + i) + iy * rows + ix;
+      const M rows = load(row + i), at = load(start + i) + iy * rows + ix * pace;
       const auto put = [&](int corner, M present, M where, V share) {
         store(position[corner] + i, (M)((present & where) | (~present & outside)));
         store(weight[corner] + i, (V)(present & (M)share));
       };
       put(0, has_left & has_top, at, top - top_right);
-      put(1, has_right & has_top, at + 1, top_right);
+      put(1, has_right & has_top, at + pace, top_right);
       put(2, has_left & has_bottom, at + rows, bottom - bottom_right);
-      put(3, has_right & has_bottom, at + rows + 1, bottom_right);
+      put(3, has_right & has_bottom, at + rows + pace, bottom_right);
       store(inside + i, in);
     }
   }
@@ -153,25 +154,25 @@ struct PixelMap {
     }
   }
 
+  // What set_query will read, if anything.
+  void prefetch_query(int64_t query) const {
+    if (p_.references) prefetch(reference_of(query), numbers() * sizeof(C));
+  }
+
   // With references they are those of a query, (image, query) flattened; of samples first to last.
   void set_query(int64_t query) { set_query(query, 0, p_.samples); }
 
   void set_query(int64_t query, int64_t first, int64_t last) {
-    const int64_t numbers = p_.levels * p_.reference_size;
-    const C* reference = static_cast<const C*>(p_.references) + query * numbers;
+    const C* reference = reference_of(query);
     const bool box = p_.reference_size == 4;  // then offsets are shares of half its size
-#if DDETR_VECTOR_BYTES == 64
+#if DDETR_VECTOR_BYTES >= 32
     if constexpr (sizeof(C) == 4) {
-      if (numbers <= Lanes<C>::count) {  // they fit into one register
-        const __m512 all = _mm512_maskz_loadu_ps((1u << numbers) - 1, reference);
-        const auto chosen = [&](int64_t i, int next) {
-          const __m512i source = _mm512_load_si512(source_ + i);
-          const __m512i at = _mm512_add_epi32(source, _mm512_set1_epi32(next));
-          return (VectorF)_mm512_permutexvar_ps(at, all);
-        };
+      if (numbers() <= Lanes<C>::count) {  // they fit into one register
+        const VectorF all = load_first(reference, numbers());
         for (int64_t i = 2 * first / kBlock * kBlock; i < 2 * last; i += Lanes<C>::count) {
-          store(base + i, chosen(i, 0) * load(size_ + i) - 0.5f);
-          if (box) store(step + i, chosen(i, 2) * load(half_share_ + i));
+          const Mask<C> source = load(source_ + i);
+          store(base + i, permuted(all, source) * load(size_ + i) - 0.5f);
+          if (box) store(step + i, permuted(all, source + 2) * load(half_share_ + i));
         }
         return;
       }
@@ -184,6 +185,11 @@ struct PixelMap {
   }
 
  private:
+  int64_t numbers() const { return p_.levels * p_.reference_size; }  // of a query
+  const C* reference_of(int64_t query) const {
+    return static_cast<const C*>(p_.references) + query * numbers();
+  }
+
   const Problem& p_;
   C *size_, *half_share_;  // of the level: its width or height, and that by twice its points
   Index<C>* source_;       // which of the numbers of a query

@@ -87,7 +87,8 @@ struct Call {
         torch::stable::new_empty(value, {p.images, p.queries, p.heads * p.channels});
     if (output.numel() == 0) return output;
     char* const out = static_cast<char*>(output.mutable_data_ptr());
-    if (p.heads == 1 || p.queries * p.samples < p.positions) {
+    const int64_t head_elements = (p.positions + 1) * p.channels;  // as 32 bits in what follows
+    if (p.heads == 1 || p.queries * p.samples < p.positions || head_elements > INT32_MAX) {
       for_parts(queries(), kQueriesPerPart, [&](int64_t first, int64_t last) {
         kernels.forward(p, out, first, last, 0, p.heads);
       });
@@ -100,7 +101,7 @@ struct Call {
     char* const map = static_cast<char*>(head_map.mutable_data_ptr());
     zero(map + p.positions * row, row);
     Problem one = p;
-    one.value = map, one.outside = p.positions;
+    one.value = map, one.outside = p.positions * p.channels;
     one.value_strides[0] = one.value_strides[2] = 0, one.value_strides[1] = p.channels;
     for (int64_t image = 0; image < p.images; ++image) {
       for (int64_t head = 0; head < p.heads; ++head) {

@@ -207,6 +207,13 @@ template <class C>
 inline C reduce(Vector<C> v) {
 #if DDETR_VECTOR_BYTES == 64
   if constexpr (sizeof(C) == 4) return _mm512_reduce_add_ps((__m512)v);
+#elif DDETR_VECTOR_BYTES == 32
+  if constexpr (sizeof(C) == 4) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v),
+                                   _mm256_extractf128_ps((__m256)v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
 #endif
   C sum = 0;
   for (int i = 0; i < Lanes<C>::count; ++i) sum += v[i];
@@ -217,11 +224,39 @@ template <class C>
 inline C reduce_max(Vector<C> v) {
 #if DDETR_VECTOR_BYTES == 64
   if constexpr (sizeof(C) == 4) return _mm512_reduce_max_ps((__m512)v);
+#elif DDETR_VECTOR_BYTES == 32
+  if constexpr (sizeof(C) == 4) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v),
+                                   _mm256_extractf128_ps((__m256)v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
 #endif
   C max = v[0];
   for (int i = 1; i < Lanes<C>::count; ++i) max = v[i] <= max ? max : v[i];
   return max;
 }
+
+#if DDETR_VECTOR_BYTES >= 32
+// The first `count` of one vector, and zeros.
+inline VectorF load_first(const float* p, int64_t count) {
+#if DDETR_VECTOR_BYTES == 64
+  return (VectorF)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+#else
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (VectorF)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
+#endif
+}
+
+// from[index], lane by lane.
+inline VectorF permuted(VectorF from, Mask<float> index) {
+#if DDETR_VECTOR_BYTES == 64
+  return (VectorF)_mm512_permutexvar_ps((__m512i)index, (__m512)from);
+#else
+  return (VectorF)_mm256_permutevar8x32_ps((__m256)from, (__m256i)index);
+#endif
+}
+#endif
 
 template <class C>
 inline Narrow<C> load_narrow(const C* p) {
