@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "problem.h"
+#include "simd.h"
 
 namespace ddetr {
 namespace {
@@ -42,6 +42,37 @@ void run_skip_draws(Twister& twister, int64_t count) {
 }
 
 // A draw takes two words, the first as the upper half, and of them the lower 53 bits.
+inline void compare(const uint32_t* words, int draws, uint64_t threshold, bool* below) {
+  int i = 0;
+#if DDETR_VECTOR_BYTES == 32  // a third of the time of what the general form compiles to
+  const __m256i lower = _mm256_set1_epi64x((int64_t{1} << 53) - 1);
+  const __m256i limit = _mm256_set1_epi64x(threshold), one = _mm256_set1_epi8(1);
+  for (; i + 32 <= draws; i += 32) {
+    __m256 pairs[4];  // of two fours of draws their first two, and their last two
+    for (int pair = 0; pair < 4; ++pair) {
+      __m256 four[2];
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t* from = words + 2 * i + 16 * pair + 8 * k;
+        const __m256i swapped = _mm256_shuffle_epi32(_mm256_loadu_si256((const __m256i*)from), 0xb1);
+        four[k] = (__m256)_mm256_cmpgt_epi64(limit, _mm256_and_si256(swapped, lower));
+      }
+      pairs[pair] = _mm256_shuffle_ps(four[0], four[1], 0x88);
+    }
+    const __m256i bytes = _mm256_packs_epi16(
+        _mm256_packs_epi32((__m256i)pairs[0], (__m256i)pairs[1]),
+        _mm256_packs_epi32((__m256i)pairs[2], (__m256i)pairs[3]));
+    const __m128i first = _mm256_castsi256_si128(bytes), last = _mm256_extracti128_si256(bytes, 1);
+    const __m256i in_order =
+        _mm256_set_m128i(_mm_unpackhi_epi16(first, last), _mm_unpacklo_epi16(first, last));
+    _mm256_storeu_si256((__m256i*)(below + i), _mm256_and_si256(in_order, one));
+  }
+#endif
+  for (; i < draws; ++i) {
+    const uint64_t upper = words[2 * i] & 0x1fffffu;
+    below[i] = (upper << 32 | words[2 * i + 1]) < threshold;
+  }
+}
+
 void run_bernoulli(Twister& twister, bool* result, int64_t count, uint64_t threshold) {
   constexpr int kDraws = 1024;
   uint32_t words[2 * kDraws];
@@ -56,11 +87,7 @@ void run_bernoulli(Twister& twister, bool* result, int64_t count, uint64_t thres
       for (int i = 0; i < taken; ++i) to[i] = tempered(from[i]);
       twister.next += taken, filled += taken;
     }
-    bool* const to = result + done;
-    for (int i = 0; i < draws; ++i) {
-      const uint64_t upper = words[2 * i] & 0x1fffffu;
-      to[i] = (upper << 32 | words[2 * i + 1]) < threshold;
-    }
+    compare(words, draws, threshold, result + done);
   }
 }
 
