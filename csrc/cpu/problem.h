@@ -26,7 +26,8 @@ struct Problem {
 
   const void* value;         // T, (N, S, M, D)
   int64_t value_strides[3];  // of N, S and M, in elements; that of D is one
-  int64_t outside = -1;      // forward: a position that reads zeros, if there is one
+  // Forward: a position that reads zeros, if there is one; then positions are those of elements.
+  int64_t outside = -1;
 
   // A sample is read at pixel  point * step + base  of its level, in x and in y.
   // Without references, points are locations in [0, 1]: step = size, base = -1/2.
