@@ -70,9 +70,10 @@ inline void check_memory(const char* name, const Tensor& tensor) {
 }
 
 inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* axes) {
-  using torch::headeronly::Layout;
   STD_TORCH_CHECK(tensor.defined(), "ms_deform_attn: ", name, " must be a tensor, got None");
-  STD_TORCH_CHECK(tensor.layout() == Layout::Strided, "ms_deform_attn: ", name,
+  int32_t layout = 0;  // Tensor::layout is newer than torch 2.10
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  STD_TORCH_CHECK(layout == aoti_torch_layout_strided(), "ms_deform_attn: ", name,
                   " must be dense, got another layout");
   STD_TORCH_CHECK(tensor.dim() == dim, "ms_deform_attn: ", name, " must be ", axes,
                   ", got shape ", text(tensor.sizes().vec()));

@@ -16,8 +16,8 @@
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,popcnt")
-#endif
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC's own headers, its bug 105593
+#endif
 #define DDETR_VECTOR_BYTES 64
 #include "kernels.h"
 namespace ddetr {

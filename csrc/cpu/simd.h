@@ -34,8 +34,10 @@ struct SumOf<double> {
 template <class T>
 using Sum = typename SumOf<T>::type;
 
-// GCC and Clang vectors: operators work lane by lane, a * b + c contracts to one instruction.
-template <class C, int kBytes = DDETR_VECTOR_BYTES>
+// GCC and Clang vectors: operators work lane by lane, a * b + c contracts to one instruction. Of
+// 16-bit types there are none, so that overloads for arithmetic types do not apply to these.
+template <class C, int kBytes = DDETR_VECTOR_BYTES,
+          class = std::enable_if_t<std::is_arithmetic_v<C>>>
 struct Lanes {
   static constexpr int count = kBytes / sizeof(C);
   typedef C Vector __attribute__((vector_size(kBytes)));
