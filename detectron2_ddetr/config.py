@@ -250,6 +250,11 @@ def _load_yaml(config_file: str, version: int) -> dict[str, Any]:
         raise InputError(f"{config_file}: not YAML that can be read: {error}") from error
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{config_file}: its _BASE_ leads back to a file that was read before; the path is "
+            "relative to the file that names it"
+        ) from error
     except (AttributeError, TypeError) as error:
         raise InputError(f"{config_file}: a config must be a mapping of keys to values") from error
     if not isinstance(content, dict):

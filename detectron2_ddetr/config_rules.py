@@ -150,8 +150,13 @@ def check_trainer_config(cfg: CfgNode) -> None:
             f"SOLVER.EARLY_STOP_PATIENCE is {solver.EARLY_STOP_PATIENCE}, but nothing is evaluated "
             "during training: set TEST.EVAL_PERIOD, and DATASETS.TEST or --val"
         )
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
+        raise InputError(
+            f"SOLVER.STEPS has SOLVER.MAX_ITER ({solver.MAX_ITER}), where training ends: leave "
+            "that one out"
+        )
     for expected in cfg.TEST.EXPECTED_RESULTS:
-        if not isinstance(expected, (list, tuple)) or len(expected) != 4:
+        if not _is_expected_result(expected):
             raise InputError(
                 "TEST.EXPECTED_RESULTS must be a list of [task, metric, value, tolerance], such as "
                 f"[['bbox', 'AP', 38.5, 0.2]], got {expected!r}"
@@ -204,6 +209,12 @@ def _check_detr(cfg: CfgNode) -> None:
         _check_range(f"{prefix}.FOCAL_ALPHA", node.FOCAL_ALPHA, 0, 1)
     if not node.COST_CLASS + node.COST_BBOX + node.COST_GIOU:
         raise InputError(f"{prefix}.COST_CLASS, COST_BBOX and COST_GIOU are all 0: set one higher")
+
+
+def _is_expected_result(row: Any) -> bool:
+    if not isinstance(row, (list, tuple)) or len(row) != 4:
+        return False
+    return row[0] == "bbox" and all(isinstance(number, Real) for number in row[2:])
 
 
 def _check_schedule(cfg: CfgNode) -> None:

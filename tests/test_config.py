@@ -141,6 +141,7 @@ def test_words_that_are_no_pairs(opts, words):
         ("", "x.yaml: a config must be a mapping"),
         ("VERSION: 1", "x.yaml: has another VERSION than 2"),
         ("_BASE_: nowhere.yaml", "x.yaml: its _BASE_ .*nowhere.yaml does not exist"),
+        ("_BASE_: x.yaml", "x.yaml: its _BASE_ leads back to a file that was read before"),
     ],
 )
 def test_files_that_are_no_configs(tmp_path, text, words):

@@ -213,6 +213,20 @@ def test_what_the_trainer_would_not_do(key):
         Trainer(cfg)
 
 
+@pytest.mark.parametrize(
+    "key, value, match",
+    [
+        ("TEST.EXPECTED_RESULTS", [["segm", "AP", 40.0, 0.2]], "EXPECTED_RESULTS must be .*'segm'"),
+        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", "40", 0.2]], "EXPECTED_RESULTS must be .*'40'"),
+        ("SOLVER.STEPS", (5, 8), r"SOLVER.STEPS has SOLVER.MAX_ITER \(8\).*leave that one out"),
+    ],
+)
+def test_what_would_fail_after_a_training_or_in_its_schedule(key, value, match):
+    cfg = small_cfg("SOLVER.MAX_ITER", 8, key, value)
+    with pytest.raises(InputError, match=match):
+        check_trainer_config(cfg)
+
+
 def test_the_trainer_is_for_this_family():
     with pytest.raises(InputError, match="META_ARCHITECTURE Other is not of the family"):
         Trainer.build_model(small_cfg("MODEL.META_ARCHITECTURE", "Other"))

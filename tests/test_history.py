@@ -3,10 +3,11 @@
 import importlib.util
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from detectron2_ddetr.engine.history import continue_history, read_history
+from detectron2_ddetr.engine.history import Evaluation, continue_history, read_history
 from detectron2_ddetr.toolbox import TOOLBOX
 
 from .test_training import run, shapes  # noqa: F401
@@ -40,29 +41,41 @@ def numbers(folder):
 
 def test_stopped_anywhere(shapes, tmp_path):  # noqa: F811
     """
-    Killed in the evaluation of a checkpoint, before its rows are written, or long after: the
-    history of the resumed training is that of one that never stopped.
+    Killed in the evaluation of a checkpoint, before its rows are written, or long after, or when
+    all iterations are done: the history of the resumed training is that of one that never stopped.
     """
     whole = tmp_path / "whole"
     run(shapes, whole, opts=OPTS)
     expected = numbers(whole)
     assert [i for i, row in expected.items() if "bbox/AP" in row] == [19, 39, 59, 80]
     lines = (whole / "metrics.json").read_text().splitlines(keepends=True)
-    last = {"before": [x for x in lines if json.loads(x)["iteration"] < 39], "after": lines}
-    for name, left in last.items():
+    before = [x for x in lines if json.loads(x)["iteration"] < 39]
+    for name, done, left in (("before", 39, before), ("after", 39, lines), ("end", 79, lines[:-1])):
         folder = tmp_path / name
         folder.mkdir()
-        shutil.copy(whole / "model_0000039.pth", folder)
-        (folder / "last_checkpoint").write_text("model_0000039.pth")
+        checkpoint = f"model_{done:07d}.pth"
+        shutil.copy(whole / checkpoint, folder)
+        (folder / "last_checkpoint").write_text(checkpoint)
         (folder / "metrics.json").write_text("".join(left) + '{"iter')
         log = run(shapes, folder, "--resume", opts=OPTS)
-        assert "Starting training from iteration 40" in log
+        assert f"Starting training from iteration {done + 1}" in log
+        assert (folder / "last_checkpoint").read_text() == "model_final.pth"
         found = numbers(folder)
         assert found.keys() == expected.keys()
         for iteration, row in expected.items():
             if name == "before" and iteration == 39:  # its losses were lost with the process
                 row = {k: v for k, v in row.items() if "bbox/" in k or k == "iteration"}
             assert found[iteration].items() >= row.items()
+
+
+@pytest.mark.parametrize("iteration, times", [(79, 0), (80, 1)])
+def test_what_is_broken_off_is_not_evaluated(iteration, times):
+    """Of a training of 80 iterations, stopped in its last; after it the number is 80."""
+    done = []
+    hook = Evaluation(0, lambda: done.append(iteration) or {})
+    hook.trainer = SimpleNamespace(iter=iteration, max_iter=80, storage=None)
+    hook.after_train()
+    assert len(done) == times
 
 
 @pytest.mark.skipif(TOOLBOX != "detectron2", reason="the embedded host has no event files")

@@ -19,7 +19,7 @@ def training():
     loader = SimpleNamespace(waiting=False)
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.BatchNorm2d(2))
     guard = InterruptionGuard(SimpleNamespace(save=saved.append), optimizer, loader)
-    guard.trainer = SimpleNamespace(iter=7, max_iter=8, completed_iter=6, model=model)
+    guard.trainer = SimpleNamespace(iter=7, start_iter=0, max_iter=8, completed_iter=6, model=model)
     guard.before_train()
     guard.before_step()
     yield SimpleNamespace(
@@ -37,6 +37,13 @@ def test_signal_in_the_last_iteration(training):
     assert stop.value.code == 128 + signal.SIGTERM
     training.guard.after_train()
     assert training.saved == ["model_0000007"]
+
+
+def test_resumed_after_the_last_iteration(training):
+    """The periodic checkpointer had no time to save the end of the training."""
+    training.trainer.start_iter, training.trainer.completed_iter = 8, 7
+    training.guard.before_train()
+    assert training.saved == ["model_final"]
 
 
 def test_error_before_the_update(training):

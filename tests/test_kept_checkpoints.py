@@ -104,6 +104,29 @@ def test_the_newest_stay(tmp_path):
         assert found == sorted(expected + others)
 
 
+def test_later_ones_do_not_count(tmp_path):
+    """A training that was sent back keeps what it has just saved, and writes over the others."""
+    names = [f"model_{i:07d}.pth" for i in (3, 7, 11, 15)]
+    for name in names:
+        (tmp_path / name).touch()
+    hook = KeepNewest(str(tmp_path), period=4, number=1)
+    for iteration, expected in ((3, names), (7, names[1:]), (11, names[2:])):
+        hook.trainer = SimpleNamespace(iter=iteration)
+        hook.after_step()
+        assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_the_best_on_other_data_does_not_count(make, tmp_path):
+    best, model = make()
+    evaluate(best, model, 1, 50.0)
+    best, model = make()
+    best.data = "other"
+    best.resume()
+    assert best.iteration is None
+    evaluate(best, model, 2, 20.0)
+    assert kept(tmp_path) == (2, 20.0)
+
+
 def test_in_a_training(shapes, tmp_path):  # noqa: F811
     """Evaluating the best weights gives the AP that is written beside them."""
     opts = ["TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINTS_TO_KEEP", 1]

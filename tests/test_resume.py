@@ -3,13 +3,19 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from torch.testing import assert_close
 
-from detectron2_ddetr.engine.resume import config_differences, fit_optimizer_state
+from detectron2_ddetr.engine import resume as resume_module
+from detectron2_ddetr.engine.resume import (
+    config_differences,
+    fit_optimizer_state,
+    found_by_all,
+)
 from detectron2_ddetr.engine.train_step import TrainStep
 from detectron2_ddetr.errors import InputError
 from detectron2_ddetr.toolbox import CfgNode
@@ -107,6 +113,24 @@ def test_other_layers_are_refused_and_the_folder_stays(resume, tmp_path):
     assert "were trained and are not now, the first backbone." in log
     assert "MODEL.BACKBONE.FREEZE_AT (0 -> 2)" in log
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 4
+
+
+def test_fewer_iterations_than_are_done_are_refused(resume, tmp_path):
+    log, _ = resume("SOLVER.MAX_ITER", 3, expected=1)
+    assert f"error: the training in '{tmp_path}' has done 4 iterations, and SOLVER.MAX_ITER" in log
+    assert "is 3: to continue it, set that to more" in log
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 4
+
+
+def test_machines_that_find_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    """One would wait for ever for what the other does not send."""
+    checkpointer = SimpleNamespace(
+        save_dir=str(tmp_path), get_checkpoint_file=lambda: str(tmp_path / "model_0000003.pth")
+    )
+    assert found_by_all(checkpointer)
+    monkeypatch.setattr(resume_module.comm, "all_gather", lambda name: [name, ""])
+    with pytest.raises(InputError, match="process 0: model_0000003.pth, process 1: none"):
+        found_by_all(checkpointer)
 
 
 def test_config_differences():

@@ -68,6 +68,17 @@ def test_another_process_is_kept_out_until_it_ends(tmp_path):
     check_run_folder(str(tmp_path), resume=True)
 
 
+def test_a_lock_within_a_lock(tmp_path):
+    """The outermost keeps it to its end."""
+    words = [sys.executable, "-c", textwrap.dedent(LOCK), str(tmp_path)]
+    with locked(str(tmp_path)):
+        with locked(str(tmp_path / ".." / tmp_path.name)):
+            pass
+        refused = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=50)
+        assert "in use by process" in refused.stderr
+    check_run_folder(str(tmp_path), resume=True)
+
+
 def test_checkpoint_before(tmp_path):
     assert checkpoint_before(str(tmp_path), 5) == "model_initial.pth"
     for number in (3, 12, 20):

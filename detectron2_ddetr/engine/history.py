@@ -114,10 +114,19 @@ class Recorder(hooks.PeriodicWriter):
                 writer.write()
 
 
+class Evaluation(hooks.EvalHook):
+    """In the end only where all iterations are done, and not where the last was broken off."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
 class MissedEvaluation(HookBase):
     """
     Evaluates first where a training was stopped between the last checkpoint and the end of the
-    evaluation that was due with it.
+    evaluation that was due with it. Where nothing is left to train, it ends as if the last
+    iteration had just been done.
     """
 
     def __init__(self, *hooks_of_evaluation: HookBase):
@@ -141,10 +150,11 @@ class MissedEvaluation(HookBase):
         self._missed = not comm.all_gather(done)[0]
 
     def before_train(self) -> None:
-        if not self._missed:
-            return
+        trainer = self.trainer
         # As if the iteration of the checkpoint had just ended.
-        self.trainer.iter = self.trainer.storage.iter = self.trainer.start_iter - 1
-        for hook in self._hooks:
-            hook.after_step()
-        self.trainer.iter = self.trainer.storage.iter = self.trainer.start_iter
+        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+        if self._missed:
+            for hook in self._hooks:
+                hook.after_step()
+        if trainer.start_iter < trainer.max_iter:  # else the loop of none counts it
+            trainer.iter = trainer.storage.iter = trainer.start_iter

@@ -59,6 +59,9 @@ class InterruptionGuard(HookBase):
             # So that there is always something to resume from, and a directory that cannot be
             # written to is found out now.
             self._save()
+        elif self.trainer.start_iter >= self.trainer.max_iter:
+            # A stop in the last iteration came before its checkpoint.
+            self._checkpointer.save("model_final")
 
     def before_step(self) -> None:
         self._buffers = {k: v.clone() for k, v in self.trainer.model.named_buffers()}
@@ -80,7 +83,7 @@ class InterruptionGuard(HookBase):
             signal.signal(signum, handler)
         trainer = self.trainer
         if trainer.iter >= trainer.max_iter:
-            return  # finished; a stop in the last iteration comes before its checkpoint
+            return  # finished
         if self._updating:
             logger.error("stopped in the middle of an update; resume from the checkpoint before it")
             return

@@ -40,6 +40,8 @@ class BestCheckpoint(HookBase):
 
     def resume(self) -> None:
         """
+        The AP of another data set is none to compare with, which is said.
+
         Raises:
             InputError: if model_best.json is none.
         """
@@ -48,12 +50,23 @@ class BestCheckpoint(HookBase):
         try:
             with open(self._json_file, encoding="utf-8") as file:
                 content = json.load(file)
-                self._best, self.iteration = float(content["value"]), int(content["iteration"])
+            best, iteration, data = (
+                float(content["value"]),
+                int(content["iteration"]),
+                content["data"],
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{self._json_file}: cannot be read ({error!r}); remove it, and the next "
                 "evaluation becomes the best"
             ) from error
+        if data != self.data:
+            logger.warning(
+                f"{BEST}.pth is the best on {data!r}, and {self.data!r} is evaluated on now: the "
+                "next evaluation becomes the best"
+            )
+            return
+        self._best, self.iteration = best, iteration
 
     def update(self, results: dict[str, Any]) -> None:
         """
@@ -91,7 +104,10 @@ class BestCheckpoint(HookBase):
 
 
 class KeepNewest(HookBase):
-    """Removes periodic checkpoints but for the newest."""
+    """
+    Removes periodic checkpoints but for the newest. Those of later iterations, which a training has
+    that was sent back to an earlier one, do not count: they are written over in time.
+    """
 
     def __init__(self, folder: str, period: int, number: int):
         """
@@ -107,5 +123,6 @@ class KeepNewest(HookBase):
         if (self.trainer.iter + 1) % self.period:
             return
         names = [n for n in os.listdir(self.folder) if re.fullmatch(r"model_\d{7}\.pth", n)]
+        names = [n for n in names if n <= f"model_{self.trainer.iter:07d}.pth"]
         for name in sorted(names)[: -self.number]:
             os.remove(os.path.join(self.folder, name))

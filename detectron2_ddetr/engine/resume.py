@@ -6,15 +6,17 @@ moments of the optimiser, the place in the data. No difference is passed over wi
 """
 
 import logging
+import os
 import warnings
 from typing import Any
 
 import torch
 import yaml
 
+from ..checkpoint.checkpointer import Checkpointer
 from ..config import ONLY_OF_DETECTRON2, leaves
 from ..errors import InputError
-from ..toolbox import CfgNode
+from ..toolbox import CfgNode, comm
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +47,20 @@ def fit_state(
         key of which is logged.
 
     Raises:
-        InputError: when the optimiser does not train the same parameters.
+        InputError: when the optimiser does not train the same parameters, or more iterations are
+            done than the config has.
     """
+    if (done := saved["iteration"] + 1) > cfg.SOLVER.MAX_ITER:
+        raise InputError(
+            f"the training in {cfg.OUTPUT_DIR!r} has done {done} iterations, and SOLVER.MAX_ITER "
+            f"is {cfg.SOLVER.MAX_ITER}: to continue it, set that to more; `ddetr eval` evaluates it"
+        )
     if "config" not in saved:
         logger.warning(
             "the checkpoint does not say with which config it was trained; learning rates and "
             "weight decay are those in it"
         )
-        images = (saved["iteration"] + 1) * cfg.SOLVER.IMS_PER_BATCH
+        images = done * cfg.SOLVER.IMS_PER_BATCH
         return saved | {"images": images}, {}
     differences = config_differences(saved["config"], cfg)
     for key, (old, new) in differences.items():
@@ -63,6 +71,25 @@ def fit_state(
         step["optimizer"] = fit_optimizer_state(step["optimizer"], optimizer, differences)
         hooks["LRScheduler"] = {**hooks["LRScheduler"], "base_lrs": scheduler.base_lrs}
     return saved | {"_trainer": step, "hooks": hooks}, differences
+
+
+def found_by_all(checkpointer: Checkpointer) -> bool:
+    """
+    Whether there is a checkpoint to resume from; the processes of a training, of which each looks
+    into the folder of its machine, must find the same.
+
+    Raises:
+        InputError: if they do not.
+    """
+    found = comm.all_gather(os.path.basename(checkpointer.get_checkpoint_file()))
+    if len(set(found)) > 1:
+        said = (f"process {rank}: {name or 'none'}" for rank, name in enumerate(found))
+        raise InputError(
+            f"--resume: the last checkpoint in OUTPUT_DIR {checkpointer.save_dir!r} is not the "
+            f"same for all processes ({', '.join(said)}): each machine needs the folder of the "
+            "run, a shared one or a copy"
+        )
+    return bool(found[0])
 
 
 def config_differences(before: str, cfg: CfgNode) -> Differences:

@@ -1,6 +1,7 @@
 """One run of the command line: train, or evaluate, in every process that takes part."""
 
 import argparse
+import contextlib
 import logging
 import os
 import tempfile
@@ -33,7 +34,7 @@ from .box_metrics import summary_lines
 from .device import check_device, warn_of_slow_precision
 from .dry_run import dry_run
 from .evaluator import finite_results
-from .run_folder import check_run_folder, kept_unless_done
+from .run_folder import check_run_folder, kept_unless_done, locked
 from .trained_model import load_trained_model, with_weights
 from .trainer import Trainer
 
@@ -176,15 +177,20 @@ def main(
         _dry_run(cfg)
         return None
     if not args.eval_only:
-        # What a training that is refused would have done is no part of the folder of a run.
-        with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
-            default_setup(cfg, args)
-            warn_of_slow_precision(cfg)
-            trainer = Trainer(cfg)
-            trainer.register_hooks(list(more_hooks))
-            trainer.after_evaluation.extend(after_evaluation)
-            trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        with contextlib.ExitStack() as stack:
+            if comm.is_main_process():
+                # Before anything is written there: another training may have begun since setup.
+                stack.enter_context(locked(cfg.OUTPUT_DIR))
+                check_run_folder(cfg.OUTPUT_DIR, args.resume)
+            # What a training that is refused would have done is no part of the folder of a run.
+            with kept_unless_done(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+                default_setup(cfg, args)
+                warn_of_slow_precision(cfg)
+                trainer = Trainer(cfg)
+                trainer.register_hooks(list(more_hooks))
+                trainer.after_evaluation.extend(after_evaluation)
+                trainer.resume_or_load(resume=args.resume)
+            return trainer.train()
     default_setup(cfg, args)
     if args.resume and cfg.MODEL.WEIGHTS and "MODEL.WEIGHTS" in args.opts[::2]:
         raise InputError(

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Tag of the state before the first iteration, by which nothing would be lost.
 INITIAL = "model_initial"
 
+#: The folders that this process has locked.
+_locked: set[str] = set()
+
 
 def check_run_folder(folder: str, resume: bool) -> None:
     """
@@ -57,12 +60,13 @@ def checkpoint_before(folder: str, iteration: int) -> str:
 def locked(folder: str) -> Iterator[None]:
     """
     Keeps other processes from training in `folder`. The lock ends with the process, however that
-    ends; nothing is locked in a folder that does not exist.
+    ends, and with the outermost of several; nothing is locked in a folder that does not exist.
 
     Raises:
         InputError: if another process has it.
     """
-    if not os.path.isdir(folder):
+    path = os.path.realpath(folder)
+    if path in _locked or not os.path.isdir(folder):
         yield
         return
     try:
@@ -88,7 +92,11 @@ def locked(folder: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-        yield
+        _locked.add(path)
+        try:
+            yield
+        finally:
+            _locked.remove(path)
 
 
 def require_folder(folder: str, *, make: bool = False) -> None:

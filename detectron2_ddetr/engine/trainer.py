@@ -39,11 +39,11 @@ from .box_metrics import summary_lines
 from .console import Progress
 from .early_stop import EarlyStop, StoppedEarly
 from .evaluator import build_evaluator, finite_results
-from .history import MissedEvaluation, Recorder, continue_history, usable_writers
+from .history import Evaluation, MissedEvaluation, Recorder, continue_history, usable_writers
 from .interruption import InterruptionGuard
 from .kept_checkpoints import BestCheckpoint, KeepNewest
 from .optimizer import build_optimizer
-from .resume import continue_rates, fit_state, learning_rate
+from .resume import continue_rates, fit_state, found_by_all, learning_rate
 from .run_folder import check_run_folder, checkpoint_before, locked
 from .test_time_augmentation import for_testing, mapper_for_testing
 from .train_step import LastBatch, NonFiniteStepError, TrainStep
@@ -171,7 +171,7 @@ class Trainer(DefaultTrainer):
                     function(self)
             return results
 
-        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+        evaluation = Evaluation(self.cfg.TEST.EVAL_PERIOD, evaluate)
         solver, folder, main = self.cfg.SOLVER, self.cfg.OUTPUT_DIR, comm.is_main_process()
         period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP
         patience, eval_period = solver.EARLY_STOP_PATIENCE, self.cfg.TEST.EVAL_PERIOD
@@ -218,7 +218,7 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: also when the config trains other layers than the checkpoint did.
         """
-        self._resumed = resume and self.checkpointer.has_checkpoint()
+        self._resumed = resume and found_by_all(self.checkpointer)
         if resume and not self._resumed:
             logger.warning(
                 f"--resume: {self.cfg.OUTPUT_DIR} has no checkpoint, so the training begins now, "
