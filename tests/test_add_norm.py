@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
@@ -179,9 +180,17 @@ def test_one_pass(monkeypatch):
     assert passes(x, update, dropout, AddNorm((37, 19))) == 0
     seen = []
     norm.register_forward_hook(lambda module, given, result: seen.append(result))
-    assert passes(x, update, dropout, norm) == 1 and len(seen) == 2
+    assert passes(x, update, dropout, norm) == 0 and len(seen) == 2
     dropout.register_forward_hook(lambda module, given, result: seen.append(result))
     assert passes(x, update, dropout, norm) == 0 and len(seen) == 6
+
+
+def test_hooks_of_the_norm_are_given_the_sum():
+    norm, (x, update), seen = AddNorm(19), torch.randn(2, 37, 19), []
+    norm.register_forward_pre_hook(lambda module, given: seen.append(given) or given)
+    result = add_and_norm(x, update, Dropout(0.0), norm)
+    ((given,),) = seen
+    assert torch.equal(given, x + update) and torch.equal(result, F.layer_norm(given, (19,)))
 
 
 @needs_kernels

@@ -129,3 +129,20 @@ def test_16_bits_attend_in_float32(mask, monkeypatch):
 
     ours.eval()(*narrow, need_weights=False, **options)
     assert torch.float32 not in seen[2:]
+
+
+def test_the_last_projection_is_no_layer_to_call():
+    """As in PyTorch's, so that what takes its place is not trained in one mode and left out in
+    the other."""
+
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for train in (True, False):
+        found = []
+        for module in both():
+            module.train(train).out_proj.__class__ = Twice
+            torch.manual_seed(5)
+            found.append(module(*inputs(), need_weights=False)[0])
+        assert_close(*found, rtol=1e-10, atol=1e-12)

@@ -1,5 +1,7 @@
 """What a model is built from: the shipped configs, parts that users register, arguments alone."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,33 @@ def test_shipped_configs_build(path):
         assert len(attention) == (0 if node.TRANSFORMER == "build_dense_transformer" else number)
         samples = 2 * node.NHEADS * node.NUM_FEATURE_LEVELS * points
         assert all(m.sampling_offsets.out_features == samples for m in attention)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("quick_start*.yaml")), ids=lambda path: path.stem
+)
+def test_pickle_takes_the_models(path):
+    """As torch.save and the processes of a server do; the inference form too."""
+    model = build_model(load_config(str(path), ["MODEL.DEVICE", "cpu"])).eval()
+    images = [{"image": torch.randint(256, (3, 64, 96), dtype=torch.uint8)}]
+    for each in (model, model.for_inference()):
+        copy = pickle.loads(pickle.dumps(each))
+        assert [type(m).__name__ for m in copy.modules()] == [
+            type(m).__name__ for m in each.modules()
+        ]
+        with torch.no_grad():
+            results = [m(images)[0]["instances"] for m in (each, copy)]
+        assert torch.equal(results[0].scores, results[1].scores) and len(results[0])
+
+
+def test_images_can_have_a_gradient():
+    """Of both sizes in a batch: as for maps of what a score depends on."""
+    images = [torch.rand(3, h, w, requires_grad=True) for h, w in ((4, 6), (5, 3))]
+    weights = torch.rand(2, 3, 5, 6)
+    batch = ImageList.from_tensors(images, 1)
+    (batch.tensor * weights).sum().backward()
+    for image, weight in zip(images, weights):
+        assert torch.equal(image.grad, weight[:, : image.shape[1], : image.shape[2]])
 
 
 #: Of the authors' models as their code builds them, with 91 classes.

@@ -161,3 +161,27 @@ def test_layers_of_pytorch():
     found = feed_forward(x, linear1, Dropout(0.0), linear2)
     assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     check_gradients(found, [x], expected, leaves[:1])
+
+
+@pytest.mark.parametrize("count", [5, 25])
+@pytest.mark.parametrize("train", [True, False])
+def test_layers_of_a_user(count, train):
+    """Another dropout is called, and hooks have numbers that nobody overwrites."""
+    (linear1, linear2), x, kept = layers(), tokens(count), []
+    expected, _ = formula(x, linear1, linear2)
+    for dropout in (nn.Identity(), Dropout(0.0).train(train)):
+        hooks = [
+            linear1.register_forward_hook(lambda module, given, result: kept.append(result)),
+            linear1.register_full_backward_hook(lambda module, grads, of: None),
+        ]
+        with torch.set_grad_enabled(train):
+            result = feed_forward(x, linear1, dropout, linear2)
+        assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+        assert all(numbers.min() < 0 for numbers in kept) and kept
+        for hook in hooks:
+            hook.remove()
+    called = []
+    dropout.register_forward_hook(lambda module, given, result: called.append(len(given[0])))
+    with torch.set_grad_enabled(train):
+        feed_forward(x, linear1, dropout, linear2)
+    assert sum(called) == count

@@ -97,3 +97,41 @@ def test_hooks_see_all_rows():
     layers.layers[1].register_forward_hook(lambda module, given, result: seen.append(result.shape))
     gradients(lambda x: learn_from_few_rows(layers, x), layers, x, weights_of([(0, 7)]))
     assert seen == [(60, 8)]
+
+
+def test_weights_that_are_lent():
+    """By torch.func.functional_call, and taken back before the backward pass."""
+    layers, x = made()
+    lent = {name: (2 * value).detach() for name, value in layers.named_parameters()}
+    found = []
+    for call in (layers, Rows(layers)):
+        weights = {name: value.clone().requires_grad_() for name, value in lent.items()}
+        prefix = "" if call is layers else "layers."
+        state = {prefix + name: value for name, value in weights.items()}
+        result = torch.func.functional_call(call, state, x)
+        loss = (result * weights_of([(0, 7), (1, 2)])).sum()
+        found.append(torch.autograd.grad(loss, [x, *weights.values()]))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+class Rows(torch.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        return learn_from_few_rows(self.layers, x)
+
+
+def test_layers_of_a_user_are_called_once():
+    """What they draw would be another thing the second time."""
+    layers, x = made()
+    layers.layers[1] = torch.nn.Sequential(layers.layers[1], torch.nn.Dropout(0.5))
+    found = []
+    for call in (layers, lambda x: learn_from_few_rows(layers, x)):
+        torch.manual_seed(1)
+        found.append(gradients(call, layers, x, weights_of([(0, 7), (1, 2)])))
+        found[-1] += (torch.rand(1),)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

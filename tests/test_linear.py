@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detectron2_ddetr.modeling.linear import Linear
+from detectron2_ddetr.modeling.mlp import MLP
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN"
@@ -125,3 +126,16 @@ def test_autocast(shape):
         result.float().sum().backward()
     assert_close(made.weight.grad, plain.weight.grad, rtol=0.02, atol=0.02 * max(1, x.numel() // 6))
     assert_close(made.bias.grad, plain.bias.grad)
+
+
+def test_hooks_keep_what_a_layer_gave():
+    """ReLU takes its place in memory only where nobody looks; a full backward hook forbids it."""
+    layers, seen = MLP(4, 6, 3, num_layers=3), []
+    x = torch.randn(5, 4, requires_grad=True)
+    expected = layers(x)
+    layers.layers[0].register_forward_hook(lambda module, given, result: seen.append(result))
+    layers.layers[0].register_full_backward_hook(lambda module, of_x, grads: seen.append(grads[0]))
+    result = layers(x)
+    assert torch.equal(result, expected)
+    result.sum().backward()
+    assert seen[0].min() < 0 and seen[1].shape == (5, 6)

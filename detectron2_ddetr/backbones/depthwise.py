@@ -1,5 +1,8 @@
 """Depthwise convolutions in bfloat16 on CPUs."""
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +19,22 @@ class _InFloat32:
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.to(self.weight.dtype))
 
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """Its class has no name by which pickle could find it, but that of the plain one has."""
+        return _empty, (self.plain,), self.__dict__
+
+
+@functools.cache
+def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return type(kind.__name__, (_InFloat32, kind), {"plain": kind})
+
+
+def _empty(kind: type[nn.Conv2d]) -> nn.Conv2d:
+    return _in_float32(kind).__new__(_in_float32(kind))
+
 
 def learn_in_float32(network: nn.Module) -> None:
     """All depthwise convolutions inside of it, in place."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_InFloat32, kind), {})
+            module.__class__ = _in_float32(type(module))

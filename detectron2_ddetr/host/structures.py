@@ -75,8 +75,8 @@ class ImageList:
         sizes, stride = [tuple(t.shape[-2:]) for t in tensors], max(size_divisibility, 1)
         size = [-(-max(side) // stride) * stride for side in zip(*sizes)]
         padded = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], *size), pad_value)
-        for image, tensor, (h, w) in zip(padded, tensors, sizes):
-            image[..., :h, :w].copy_(tensor)
+        for i, (tensor, (h, w)) in enumerate(zip(tensors, sizes)):
+            padded[i, ..., :h, :w].copy_(tensor)
         return ImageList(padded, sizes)
 
 

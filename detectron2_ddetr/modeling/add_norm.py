@@ -52,7 +52,7 @@ def _is_one_pass(x: Tensor, update: Tensor, dropout: nn.Module, norm: nn.Module)
         return False
     if x.device.type != "cpu" or not HAS_CPU_KERNELS:
         return False
-    if type(norm) is not AddNorm or norm.bias is None:
+    if type(norm) is not AddNorm or norm.bias is None or is_watched(norm):
         return False
     if type(dropout) is not Dropout or dropout.p == 1 or is_watched(dropout):
         return False

@@ -71,7 +71,9 @@ class MultiheadAttention(nn.MultiheadAttention):
                 attended = F.scaled_dot_product_attention(
                     query.float(), key.float(), value.float(), None if mask is None else ~mask
                 )
-        return self.out_proj(attended.to(value.dtype).transpose(1, 2).flatten(2)), None
+        attended = attended.to(value.dtype).transpose(1, 2).flatten(2)
+        # Not called, as in PyTorch's, which reads its weights too: one way in both modes.
+        return F.linear(attended, self.out_proj.weight, self.out_proj.bias), None
 
     def _widens(self, query: Tensor) -> bool:
         """Whether it would be trained in 16 bits on a CPU, without dropout."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .dropout import Dropout
-from .linear import Linear, is_for_onednn, is_watched, product
+from .linear import Linear, is_for_onednn, is_watched, product, relu_of
 from .ops.bernoulli import bernoulli
 from .ops.scale_kept import scale_kept, scale_passed
 
@@ -26,13 +26,31 @@ def feed_forward(x: Tensor, linear1: nn.Linear, dropout: Dropout, linear2: nn.Li
     in_parts = not compiled and rows.device.type == "cpu" and len(rows) > _ROWS
     if in_parts and not torch.is_grad_enabled():
         parts = rows.split(_ROWS)
-        result = torch.cat([linear2(dropout.of_relu_(linear1(part))) for part in parts])
-    elif in_parts and dropout.p < 1 and _learns_by_onednn(rows, linear1, linear2):
+        result = torch.cat([linear2(_hidden(part, linear1, dropout)) for part in parts])
+    elif (
+        in_parts
+        and _is_ours(dropout)
+        and dropout.p < 1
+        and _learns_by_onednn(rows, linear1, linear2)
+    ):
         parameters = linear1.weight, linear1.bias, linear2.weight, linear2.bias
         result = _FeedForward.apply(rows, *parameters, dropout.p if dropout.training else 0.0)
     else:
-        result = linear2(dropout.of_relu_(linear1(rows)))
+        result = linear2(_hidden(rows, linear1, dropout))
     return result.view_as(x)
+
+
+def _hidden(rows: Tensor, linear1: nn.Module, dropout: nn.Module) -> Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return dropout.of_relu_(linear1(rows))
+    if _is_ours(dropout) and not is_watched(linear1):
+        return dropout.of_relu_(linear1(rows))
+    return dropout(relu_of(linear1, rows))
+
+
+def _is_ours(dropout: nn.Module) -> bool:
+    """Whether it need not be called, as a user's or one with hooks must be."""
+    return type(dropout) is Dropout and not is_watched(dropout)
 
 
 def _learns_by_onednn(rows: Tensor, *layers: nn.Linear) -> bool:

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
-from .linear import is_watched
+from .linear import Linear, is_watched
+from .mlp import MLP
 
 
 def learn_from_few_rows(layers: nn.Module, x: Tensor) -> Tensor:
@@ -16,12 +18,15 @@ def learn_from_few_rows(layers: nn.Module, x: Tensor) -> Tensor:
     Not on GPUs, which would wait to know these rows.
 
     Args:
-        layers: see every row for itself, and draw no random numbers.
+        layers: other than an MLP of linear layers are called as always: they might draw random
+            numbers, or not see every row for itself.
         x: (..., C).
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return layers(x)
     if x.device.type != "cpu" or any(map(is_watched, layers.modules())):
+        return layers(x)
+    if type(layers) is not MLP or any(type(layer) is not Linear for layer in layers.layers):
         return layers(x)
     return _FewRows.apply(layers, x, *layers.parameters())
 
@@ -44,7 +49,9 @@ class _FewRows(torch.autograd.Function):
         chosen = grad.flatten(0, -2).ne(0).any(-1).nonzero()[:, 0]
         with torch.enable_grad(), torch.autocast(*ctx.autocast):
             rows = x.flatten(0, -2)[chosen].requires_grad_()
-            results = ctx.layers(rows)
+            # With the weights that they had: torch.func.functional_call lends them others.
+            names = (name for name, _ in ctx.layers.named_parameters())
+            results = functional_call(ctx.layers, dict(zip(names, parameters)), rows)
         inputs = [*zip(ctx.needs_input_grad[1:], (rows, *parameters))]
         learning = [tensor for learns, tensor in inputs if learns]
         found = iter(torch.autograd.grad(results, learning, grad.flatten(0, -2)[chosen]))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,6 +31,13 @@ def is_watched(layer: nn.Module) -> bool:
     kinds = ("forward", "forward_pre", "backward", "backward_pre")
     hooks = [hook for kind in kinds for hook in getattr(layer, f"_{kind}_hooks").values()]
     return not all(getattr(hook, "only_looks", False) for hook in hooks)
+
+
+def relu_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """ReLU of what a layer gives, which is overwritten where no hook has it."""
+    result = layer(x)
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return F.relu(result) if not compiled and is_watched(layer) else F.relu_(result)
 
 
 class Linear(nn.Linear):

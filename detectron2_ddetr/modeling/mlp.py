@@ -1,9 +1,8 @@
 """Perceptrons, of boxes and of positions of queries."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, relu_of
 
 
 class MLP(nn.Module):
@@ -18,5 +17,5 @@ class MLP(nn.Module):
         """(..., input_dim) -> (..., output_dim)."""
         rows = x.flatten(0, -2)  # as in feed_forward
         for layer in self.layers[:-1]:
-            rows = F.relu_(layer(rows))
+            rows = relu_of(layer, rows)
         return self.layers[-1](rows).unflatten(0, x.shape[:-1])
