@@ -184,6 +184,21 @@ def test_nothing_stays_after_an_error():
     assert captured.attention == {} and hooks_of(head) == hooks
 
 
+def test_arguments_by_name():
+    head = randomise(small_head()).eval()
+    features, padding_mask = small_features()
+    found = []
+    for args, named in (
+        ((features, padding_mask), {}),
+        ((features,), {"padding_mask": padding_mask}),
+        ((), {"features": features, "padding_mask": padding_mask}),
+    ):
+        with torch.no_grad(), capture(head) as captured:
+            head(*args, **named)
+        found.append(captured.image_sizes)
+    assert found[0] == found[1] == found[2] and len(set(found[0])) > 1
+
+
 def test_a_new_forward_pass_replaces_the_one_before():
     head = randomise(small_head()).eval()
     with capture(head) as captured:

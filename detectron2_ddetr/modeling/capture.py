@@ -184,13 +184,14 @@ def _watch_head(
         images = args[0]
         whole[:] = [tuple(images.shape[-2:])] * len(images)
 
-    def begin(module, args):
+    def begin(module, args, kwargs):
         captured.forget()
         captured.class_probability = module.class_probability
-        if args[1] is None:
+        padding_mask = kwargs["padding_mask"] if "padding_mask" in kwargs else args[1]
+        if padding_mask is None:
             captured.image_sizes = list(whole)
             return
-        valid = ~args[1]  # (N, H, W); padding is right and below
+        valid = ~padding_mask  # (N, H, W); padding is right and below
         sizes = torch.stack((valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)), dim=1)
         captured.image_sizes = [tuple(size) for size in sizes.tolist()]
 
@@ -205,7 +206,7 @@ def _watch_head(
 
     if backbone is not None:
         yield backbone.register_forward_pre_hook(remember_images)
-    yield head.register_forward_pre_hook(begin)
+    yield head.register_forward_pre_hook(begin, with_kwargs=True)
     yield head.transformer.encoder.register_forward_hook(remember_memory)
     yield head.transformer.decoder.register_forward_pre_hook(remember_selected)
     yield head.register_forward_hook(remember_outputs)
