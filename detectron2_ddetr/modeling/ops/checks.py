@@ -89,7 +89,7 @@ def check_fused_shapes(
             "reference_points must be (N, Q, L, R) and end in 2 numbers (x, y) or 4 (cx, cy, w, "
             f"h), got shape {tuple(references.shape)}"
         )
-    if len(level_points) != len(shapes) or min(level_points, default=1) < 1:
+    if len(level_points) != len(shapes) or any(n < 1 for n in level_points):
         raise ValueError(
             "points_per_level must give a number, at least 1, for each of "
             f"{len(shapes)} levels, got {list(level_points)}"
